@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plugin says about its platform before anything of the framework is imported: pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hyperep.platform.capabilities import Capability, Support
+
+__all__ = ["API_VERSION", "PlatformSpec", "Viability"]
+
+API_VERSION = 1
+"""Version of the ``Platform`` protocol. A plugin made for another version is not viable, with that reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformSpec:
+    """A platform as its plugin declares it.
+
+    ``factory``, ``probe`` and ``ranks`` are ``"module:callable"`` strings, so that describing a platform imports
+    nothing; they are resolved when they are first needed.
+    """
+
+    name: str
+    """Name of the platform; the same as its entry point's."""
+    api_version: int
+    """The ``API_VERSION`` that the plugin was written for."""
+    factory: str
+    """``factory(**options) -> Platform`` for the calling rank, joining the launch that this process is part of."""
+    probe: str
+    """``probe() -> Viability``; may import the framework, must not start anything."""
+    description: str = ""
+    """One line for people."""
+    install_hint: str = ""
+    """The line that installs what is missing."""
+    priority: int = 0
+    """Among several viable platforms the unique highest one is chosen."""
+    capabilities: Mapping[Capability, Support] = field(default_factory=dict)
+    """What the platform declares on its best device; a platform object may declare less on the one at hand."""
+    launcher: str = ""
+    """``"module:object"`` of a :class:`hyperep.launch.Launcher`; empty for a platform that is always one rank."""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    """Conformance requirement id -> why the platform is known to fail it. Strict: passing it is then an error."""
+
+
+@dataclass(frozen=True)
+class Viability:
+    """A probe's answer: can this platform be used here, and if not, why not."""
+
+    viable: bool
+    reason: str = ""
+    """Why not; or, for a viable one, what was found (framework version, device)."""
+    framework: str = ""
+    """Framework and version, ``"torch 2.13.0"``; empty where none is involved."""
+
+    @classmethod
+    def no(cls, reason: str) -> Viability:
+        """Not viable, for the given reason."""
+        return cls(False, reason)
+
+    @classmethod
+    def yes(cls, reason: str = "", *, framework: str = "") -> Viability:
+        """Viable; *reason* says what was found."""
+        return cls(True, reason, framework)
