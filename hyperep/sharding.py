@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Sharding``: how a tensor is laid out over a mesh, and the arithmetic that follows from it.
+
+The idea of a layout as an immutable value follows JAX's ``NamedSharding`` and DTensor's placements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyperep.mesh import DeviceMesh
+from hyperep.placements import Partial, Placement, Replicate, Shard
+
+__all__ = ["ShardedTensor", "Sharding", "gather_tensor", "shard_tensor"]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """A mesh and one placement for each of its dimensions.
+
+    Where several mesh dimensions shard the same tensor dim, the first one splits it first. Parts are always equal:
+    a size that does not divide is an error, never padded.
+    """
+
+    mesh: DeviceMesh
+    placements: tuple[Placement, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "placements", tuple(self.placements))
+        if len(self.placements) != self.mesh.ndim:
+            raise ValueError(f"{len(self.placements)} placements {self.placements} for a mesh of {self.mesh.ndim} dimensions")
+        wrong = [p for p in self.placements if not isinstance(p, Shard | Replicate | Partial)]
+        if wrong:
+            raise TypeError(f"{wrong[0]!r} is not a placement; use Shard(dim), Replicate() or Partial()")
+
+    def local_shape(self, global_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one rank's part of a tensor of *global_shape*.
+
+        Raises:
+            ValueError: a sharded dim does not exist or its size does not divide.
+        """
+        shape = list(global_shape)
+        for dimension, placement in enumerate(self.placements):
+            if isinstance(placement, Shard):
+                ranks = self.mesh.shape[dimension]
+                if placement.dim >= len(shape):
+                    raise ValueError(f"{placement} on a tensor of shape {tuple(global_shape)}, which has no such dim")
+                if shape[placement.dim] % ranks:
+                    raise ValueError(
+                        f"dim {placement.dim} of shape {tuple(global_shape)} is not divisible by the {ranks} ranks of mesh "
+                        f"dimension {_name(self.mesh, dimension)}; choose sizes or a mesh that divide evenly"
+                    )
+                shape[placement.dim] //= ranks
+        return tuple(shape)
+
+    def global_shape(self, local_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the whole tensor, of which each rank holds *local_shape*."""
+        shape = list(local_shape)
+        for ranks, placement in zip(self.mesh.shape, self.placements, strict=True):
+            if isinstance(placement, Shard):
+                shape[placement.dim] *= ranks
+        return tuple(shape)
+
+    def local_slices(self, global_shape: Sequence[int]) -> tuple[slice, ...]:
+        """This rank's part of a tensor of *global_shape*, one slice a dim."""
+        self.local_shape(global_shape)
+        start, stop = [0] * len(global_shape), list(global_shape)
+        coordinate = self.mesh.get_coordinate()
+        if coordinate is None:
+            raise ValueError(f"rank {self.mesh.platform.rank} is not in {self.mesh}")
+        for ranks, here, placement in zip(self.mesh.shape, coordinate, self.placements, strict=True):
+            if isinstance(placement, Shard):
+                part = (stop[placement.dim] - start[placement.dim]) // ranks
+                start[placement.dim] += here * part
+                stop[placement.dim] = start[placement.dim] + part
+        return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+
+    def __repr__(self) -> str:
+        return f"Sharding({self.mesh!r}, {list(self.placements)})"
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedTensor:
+    """One rank's part of a distributed tensor, on platforms that have no such type of their own."""
+
+    local: Any
+    sharding: Sharding
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        return self.sharding.global_shape(self.local.shape)
+
+
+def shard_tensor(tensor: Any, sharding: Sharding) -> Any:
+    """This rank's part of *tensor*, as held by the first rank of the mesh.
+
+    Broadcasting from one rank makes the shards parts of one tensor even where ranks drew different random weights.
+    ``Partial`` keeps the value on the first rank of that dimension and zeros elsewhere. Collective over the mesh.
+    """
+    platform = sharding.mesh.platform
+    slices = sharding.local_slices(tensor.shape)
+    for dimension in range(sharding.mesh.ndim):
+        tensor = platform.broadcast(tensor, 0, sharding.mesh.get_group(dimension))
+    for dimension, placement in enumerate(sharding.placements):
+        if isinstance(placement, Partial) and sharding.mesh.get_local_rank(dimension):
+            tensor = platform.xp.zeros_like(tensor) if placement.reduce_op == "sum" else tensor
+    return tensor[slices] if slices else tensor
+
+
+def gather_tensor(local: Any, sharding: Sharding) -> Any:
+    """The whole tensor on every rank, from each rank's *local* part. Collective over the mesh, not recorded."""
+    platform = sharding.mesh.platform
+    xp = platform.xp
+    # Undone in reverse: of two mesh dimensions on one tensor dim, the later one made the finer cut.
+    for dimension in reversed(range(sharding.mesh.ndim)):
+        group, placement = sharding.mesh.get_group(dimension), sharding.placements[dimension]
+        if isinstance(placement, Partial):
+            local = platform.all_reduce(local, group, placement.reduce_op)
+        elif isinstance(placement, Shard):
+            to_front = (placement.dim, *(d for d in range(local.ndim) if d != placement.dim))
+            back = tuple(to_front.index(d) for d in range(local.ndim))
+            local = xp.permute_dims(platform.all_gather(xp.permute_dims(local, to_front), group), back)
+    return local
+
+
+def _name(mesh: DeviceMesh, dimension: int) -> str:
+    return repr(mesh.mesh_dim_names[dimension]) if mesh.mesh_dim_names else str(dimension)
