@@ -183,7 +183,9 @@ class PlatformBase(ABC, Generic[T]):
         def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[T | None, ...]:
             (x, weight), (g,) = residuals, cotangents
             grad_x = xp.concat([g[a:b] @ weight[e] for e, (a, b) in enumerate(runs)], axis=0) if needed[0] else None
-            grad_w = xp.stack([xp.permute_dims(g[a:b], (1, 0)) @ x[a:b] for a, b in runs], axis=0) if needed[1] else None
+            grad_w = (
+                xp.stack([xp.permute_dims(g[a:b], (1, 0)) @ x[a:b] for a, b in runs], axis=0) if needed[1] else None
+            )
             return grad_x, grad_w
 
         return self.custom_vjp(forward, backward)(x, weight)

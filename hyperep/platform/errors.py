@@ -9,6 +9,7 @@ __all__ = [
     "PlatformError",
     "PlatformNotFound",
     "PlatformNotViable",
+    "PlatformPassedOver",
     "RankFailure",
     "UnsupportedCapability",
 ]
@@ -32,6 +33,10 @@ class PlatformBroken(PlatformError):
 
 class PlatformConflict(PlatformError):
     """Two distributions register a platform under one name."""
+
+
+class PlatformPassedOver(UserWarning):
+    """A platform was chosen automatically although another one, which cannot be used here, might have been meant."""
 
 
 class RankFailure(PlatformError):

@@ -35,7 +35,8 @@ class PlatformSpec:
     install_hint: str = ""
     """The line that installs what is missing."""
     priority: int = 0
-    """Among several viable platforms the unique highest one is chosen."""
+    """Among several viable platforms the unique highest one is chosen. One of negative priority is for reference: it is
+    never chosen by itself while another installed one cannot be used."""
     capabilities: Mapping[Capability, Support] = field(default_factory=dict)
     """What the platform declares on its best device; a platform object may declare less on the one at hand."""
     launcher: str = ""
