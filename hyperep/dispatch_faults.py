@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input to a dispatch, made known to every rank.
+
+An error raised on one rank only leaves its peers waiting in the next collective. So each rank sends a header of four
+integers along with its counts, and after the one host copy every rank reads all headers and raises the same error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hyperep.mesh import DeviceMesh
+from hyperep.platform.protocol import Platform
+
+__all__ = ["HEADER", "Fault", "counts_of", "find", "message", "number_of_experts", "raise_any"]
+
+HEADER = 4
+"""Integers after each rank's counts: fault code, and three values; without a fault: rows, sum and least of the counts."""
+
+_NO_FAULT, _WRONG_LENGTH, _NOT_INTEGER, _FOREIGN_TENSOR = range(4)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with this rank's input that can be seen without reading its values."""
+
+    code: int
+    values: tuple[int, int] = (0, 0)
+    detail: str = ""
+    """What only this rank can say, such as the name of a type."""
+
+
+def find(platform: Platform[Any], rows: Any, tokens_per_expert: Any, num_experts: int | None) -> Fault | None:
+    """The first fault of this rank's input, if there is one."""
+    for what, value in (("rows", rows), ("tokens_per_expert", tokens_per_expert)):
+        if not platform.is_tensor(value):
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            return Fault(_FOREIGN_TENSOR, detail=f"{what} is a {kind}")
+    shape = tuple(tokens_per_expert.shape)
+    if len(shape) != 1 or (num_experts is not None and shape[0] != num_experts):
+        return Fault(_WRONG_LENGTH, (shape[0] if len(shape) == 1 else -len(shape), num_experts or 0))
+    if tokens_per_expert.dtype not in (platform.xp.int32, platform.xp.int64):
+        return Fault(_NOT_INTEGER, detail=f"tokens_per_expert has dtype {tokens_per_expert.dtype}")
+    return None
+
+
+def number_of_experts(tokens_per_expert: Any, num_experts: int | None) -> int:
+    """``E``, from the caller or else from the length of the counts."""
+    if num_experts is not None:
+        return num_experts
+    shape = getattr(tokens_per_expert, "shape", ())
+    return int(shape[0]) if len(shape) else 0
+
+
+def message(
+    platform: Platform[Any], rows: Any, tokens_per_expert: Any, ranks: int, experts: int, fault: Fault | None
+) -> Any:
+    """What this rank sends: int64 ``[R, L + HEADER]``, for each rank the counts of its experts, then the header."""
+    local = experts // ranks
+    if fault is not None:
+        empty = np.zeros((ranks, local + HEADER), dtype=np.int64)
+        empty[:, local : local + 3] = (fault.code, *fault.values)
+        return platform.from_host(empty)
+    xp = platform.xp
+    counts = xp.astype(tokens_per_expert, xp.int64)
+    if experts:
+        totals = xp.stack([xp.sum(counts), xp.min(counts)])  # [2]
+    else:
+        totals = xp.zeros((2,), dtype=xp.int64)
+    known = platform.from_host(np.array([_NO_FAULT, rows.shape[0]], dtype=np.int64))  # [2]
+    header = xp.broadcast_to(xp.reshape(xp.concat([known, totals]), (1, HEADER)), (ranks, HEADER))
+    return xp.concat([xp.reshape(counts, (ranks, local)), header], axis=1)
+
+
+def counts_of(host_message: np.ndarray) -> np.ndarray:
+    """The counts of a message, ``[R, L]``."""
+    return host_message[:, :-HEADER]
+
+
+def raise_any(mesh: DeviceMesh, received: np.ndarray, own: Fault | None) -> None:
+    """Raise the error of the first rank of the mesh that is at fault; the same on all ranks."""
+    for position, header in enumerate(received[:, -HEADER:].tolist()):
+        error = _error(header, mesh.platform.name)
+        if error is not None:
+            rank = int(mesh.ranks[position])
+            detail = f" ({own.detail})" if own is not None and own.detail and rank == mesh.platform.rank else ""
+            raise type(error)(f"dispatch on rank {rank}: {error}{detail}")
+
+
+def _error(header: list[int], platform: str) -> Exception | None:
+    code, first, second, third = header
+    if code == _WRONG_LENGTH:
+        shape = f"has {first} entries" if first >= 0 else f"has {-first} dims"
+        return ValueError(f"tokens_per_expert {shape}, but num_experts={second}: give one count for each expert")
+    if code == _NOT_INTEGER:
+        return TypeError("tokens_per_expert must hold int32 or int64 counts; cast it")
+    if code == _FOREIGN_TENSOR:
+        return TypeError(
+            f"rows and tokens_per_expert must be tensors of platform {platform!r}; "
+            "convert NumPy arrays with platform.from_host, or make the mesh with the platform of your tensors"
+        )
+    rows, total, least = first, second, third
+    if least < 0:
+        return ValueError(f"tokens_per_expert holds {least}; counts cannot be negative")
+    if total != rows:
+        return ValueError(f"tokens_per_expert sums to {total} but there are {rows} rows; every row needs one expert")
+    return None

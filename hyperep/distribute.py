@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn whole tensors, parameters and modules into distributed ones (the names of ``torch.distributed.tensor``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hyperep.mesh import DeviceMesh
+from hyperep.placements import Placement
+from hyperep.platform.protocol import Module
+from hyperep.platform.selection import adopt_mesh
+from hyperep.sharding import Sharding, shard_tensor
+
+__all__ = ["distribute_module", "distribute_parameter", "distribute_tensor", "own_parameters"]
+
+
+def distribute_tensor(tensor: Any, mesh: DeviceMesh, placements: Sequence[Placement]) -> Any:
+    """The framework's distributed tensor of *tensor*, as the first rank of the mesh holds it.
+
+    Collective over the mesh.
+
+    Args:
+        tensor: a whole tensor, of one shape on all ranks.
+        mesh: a hyperep mesh or a native one.
+        placements: one for each dimension of the mesh.
+
+    Returns:
+        In PyTorch a ``DTensor``; on platforms without such a type a :class:`hyperep.sharding.ShardedTensor`.
+
+    Raises:
+        ValueError: the number of placements is wrong, or a sharded dim does not exist or does not divide.
+        TypeError: *tensor* belongs to another platform.
+    """
+    sharding = Sharding(adopt_mesh(mesh), tuple(placements))
+    platform = sharding.mesh.platform
+    if not platform.is_tensor(tensor):
+        raise TypeError(
+            f"distribute_tensor got a {type(tensor).__module__}.{type(tensor).__qualname__}, which is no tensor of "
+            f"platform {platform.name!r}; use platform.from_host, or a mesh of the tensor's platform"
+        )
+    return platform.from_local(shard_tensor(tensor, sharding), sharding)
+
+
+def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements: Sequence[Placement]) -> None:
+    """Replace the direct parameter *name* of *module* by its shard. Collective over the mesh.
+
+    Raises:
+        ValueError: the parameter is distributed already, or as for :func:`distribute_tensor`.
+    """
+    sharding = Sharding(adopt_mesh(mesh), tuple(placements))
+    platform = sharding.mesh.platform
+    parameter = own_parameters(platform, module)[name]
+    current = platform.sharding(parameter)
+    if current is not None:
+        raise ValueError(
+            f"parameter {name!r} is distributed already, as {list(current.placements)} over {current.mesh}; a parallel "
+            "style is applied once, to a module that holds whole parameters, and before any data-parallel wrapper"
+        )
+    platform.shard_parameter(module, name, shard_tensor(platform.local(parameter), sharding), sharding)
+
+
+def own_parameters(platform: Any, module: Module) -> dict[str, Any]:
+    """The parameters that belong to *module* itself, not to a module below it."""
+    return {name: parameter for name, parameter in platform.parameters(module).items() if "." not in name}
+
+
+def distribute_module(
+    module: Module,
+    mesh: DeviceMesh,
+    partition_fn: Callable[[str, Module, DeviceMesh], None] | None = None,
+    input_fn: Callable[[Module, tuple[Any, ...], DeviceMesh], Any] | None = None,
+    output_fn: Callable[[Module, Any, DeviceMesh], Any] | None = None,
+) -> Module:
+    """Distribute a module's parameters, and convert what goes in and comes out of it.
+
+    Args:
+        module: a native module of the mesh's platform.
+        mesh: a hyperep mesh or a native one.
+        partition_fn: called as ``partition_fn(path, submodule, mesh)`` for the module (path ``""``) and each one
+            below it; it distributes what it wants to with :func:`distribute_parameter`.
+        input_fn: called as ``input_fn(module, inputs, mesh)`` with the positional inputs; returns new ones.
+        output_fn: called as ``output_fn(module, outputs, mesh)``; returns what the caller gets.
+
+    Returns:
+        The same module. Keyword arguments reach its forward unchanged.
+    """
+    mesh = adopt_mesh(mesh)
+    platform = mesh.platform
+    if partition_fn is not None:
+        for path, submodule in platform.named_modules(module).items():
+            partition_fn(path, submodule, mesh)
+
+    def wrapper(inner: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
+        if input_fn is not None:
+            converted = input_fn(module, inputs, mesh)
+            inputs = converted if isinstance(converted, tuple) else (converted,)
+        outputs = inner(*inputs, **kwargs)
+        return outputs if output_fn is None else output_fn(module, outputs, mesh)
+
+    if input_fn is not None or output_fn is not None:
+        platform.wrap_forward(module, wrapper)
+    return module

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the ranks of a loopback world, which are threads, hand data to one another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["CollectiveTimeout", "Exchange", "WorldEnded"]
+
+
+class CollectiveTimeout(RuntimeError):
+    """A rank waited too long for the others to issue the same collective."""
+
+
+class WorldEnded(RuntimeError):
+    """Another rank failed, so this one cannot go on."""
+
+
+@dataclass
+class _Meeting:
+    """One collective of one group: what every rank brought, and what it was called."""
+
+    operations: dict[int, str] = field(default_factory=dict)
+    payloads: dict[int, Any] = field(default_factory=dict)
+    taken: int = 0
+
+
+class Exchange:
+    """The meeting place of a world: the k-th collective of a group on one rank meets the k-th on the others.
+
+    Posting never blocks; collecting waits until all members have posted, a rank has failed, or the deadline is over.
+    """
+
+    def __init__(self, world_size: int, deadline: float = 60.0) -> None:
+        """Make the meeting place of *world_size* ranks, which wait at most *deadline* seconds for each other."""
+        self.world_size = world_size
+        self.deadline = deadline
+        self._changed = threading.Condition()
+        self._meetings: dict[Hashable, _Meeting] = {}
+        self._failure: tuple[int, BaseException] | None = None
+
+    def post(self, group: Sequence[int], sequence: Hashable, rank: int, operation: str, payload: Any) -> Callable[[], list[Any]]:
+        """Bring *payload* to the group's collective number *sequence*; return what collects everyone's, by rank."""
+        members = tuple(group)
+        key = (members, sequence)
+        with self._changed:
+            meeting = self._meetings.setdefault(key, _Meeting())
+            meeting.operations[rank] = operation
+            meeting.payloads[rank] = payload
+            self._changed.notify_all()
+        return lambda: self._collect(key, rank)
+
+    def _collect(self, key: tuple[tuple[int, ...], Hashable], rank: int) -> list[Any]:
+        members = key[0]
+        end = time.monotonic() + self.deadline
+        with self._changed:
+            meeting = self._meetings[key]
+            while len(meeting.payloads) < len(members):
+                if self._failure is not None:
+                    failed, error = self._failure
+                    raise WorldEnded(f"rank {rank} stopped: rank {failed} failed with {type(error).__name__}: {error}")
+                remaining = end - time.monotonic()
+                if remaining <= 0:
+                    absent = sorted(set(members) - set(meeting.payloads))
+                    raise CollectiveTimeout(
+                        f"rank {rank} waited {self.deadline:g} s in {meeting.operations[rank]!r} of group {members}; "
+                        f"ranks {absent} never issued it: collectives must be issued in the same order on all ranks"
+                    )
+                self._changed.wait(remaining)
+            if len(set(meeting.operations.values())) > 1:
+                raise RuntimeError(f"ranks of group {members} issued different collectives: {meeting.operations}")
+            everyone = [meeting.payloads[member] for member in members]
+            meeting.taken += 1
+            if meeting.taken == len(members):
+                del self._meetings[key]
+        return everyone
+
+    def fail(self, rank: int, error: BaseException) -> None:
+        """Say that *rank* failed; every rank that waits, now or later, ends with that error. The first one counts."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = (rank, error)
+            self._changed.notify_all()

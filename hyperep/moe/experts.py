@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``GroupedExperts``: the SwiGLU feed-forward networks of all experts, as three stacked weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+from hyperep.moe.init import Seed, generator, uniform_fan_in
+from hyperep.platform.protocol import Module, Platform
+
+__all__ = ["GroupedExperts"]
+
+
+def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
+    platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, *, seed: Seed = 0
+) -> Module:
+    """Make a native module of ``E`` experts, ``y = (silu(x w1^T) * (x w3^T)) w2^T`` (SwiGLU, arXiv:2002.05202).
+
+    Args:
+        platform: whose module to make.
+        dim: ``D``, the size of a row.
+        hidden_dim: ``H``, the hidden size of each expert.
+        num_experts: ``E``.
+        seed: of the initial weights, which come from NumPy and so are the same on every platform; or a generator.
+
+    Returns:
+        A module with parameters ``w1``, ``w3`` ``[E, H, D]`` and ``w2`` ``[E, D, H]``, float32. It is called with rows
+        ``[N, D]`` sorted by expert and an integer tensor ``[E]`` of how many rows each expert gets, and returns
+        ``[N, D]``. After a parallel style was applied, both are the caller's own, and ``E`` stays the global number.
+
+    Raises:
+        ValueError: a size is below one.
+    """
+    for name, size in (("dim", dim), ("hidden_dim", hidden_dim), ("num_experts", num_experts)):
+        if size < 1:
+            raise ValueError(f"GroupedExperts({name}={size}): must be at least 1")
+    rng = generator(seed)
+    shapes = {"w1": (num_experts, hidden_dim, dim), "w2": (num_experts, dim, hidden_dim), "w3": (num_experts, hidden_dim, dim)}
+    weights = {name: platform.from_host(uniform_fan_in(rng, shape)) for name, shape in shapes.items()}
+
+    def forward(m: Any, rows: Any, tokens_per_expert: Any) -> Any:
+        gate = platform.grouped_matmul(rows, m.w1, tokens_per_expert)  # [N, H]
+        up = platform.grouped_matmul(rows, m.w3, tokens_per_expert)  # [N, H]
+        return platform.grouped_matmul(silu(platform, gate) * up, m.w2, tokens_per_expert)  # [N, D]
+
+    description = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
+    return platform.make_module("GroupedExperts", weights, forward, description=description)
+
+
+def silu(platform: Platform[Any], x: Any) -> Any:
+    """``x * sigmoid(x)``; the sigmoid by tanh, which overflows nowhere."""
+    return x * (0.5 * (platform.xp.tanh(0.5 * x) + 1.0))
