@@ -32,7 +32,7 @@ from hyperep.platform.registry import BLOCK_VARIABLE, Registry, default_registry
 if TYPE_CHECKING:
     from hyperep.mesh import DeviceMesh
 
-__all__ = ["PLATFORM_VARIABLE", "adopt_mesh", "choose", "get_platform", "live_platforms", "use_platform"]
+__all__ = ["PLATFORM_VARIABLE", "adopt_mesh", "choose", "get_platform", "live_platforms", "select", "use_platform"]
 
 PLATFORM_VARIABLE = "HYPEREP_PLATFORM"
 """Environment variable: the name of the platform to use where nothing more explicit is said."""
@@ -61,16 +61,23 @@ def get_platform(name: str | None = None, **options: Any) -> Platform[Any]:
                     f"give them where it is made, or leave the use_platform() block"
                 )
             return platform
-    registry = default_registry()
-    from_environment = os.environ.get(PLATFORM_VARIABLE) if name is None else None
-    if name:
-        candidate = _named(registry, name)
-    elif from_environment:
-        candidate = _named(registry, from_environment, f" ({PLATFORM_VARIABLE}={from_environment})")
-    else:
-        candidate = choose(registry.candidates())
+    candidate = select(name)
     assert candidate.spec is not None, "a viable candidate has a spec"
-    return registry.instances.get(candidate.spec, options)
+    return default_registry().instances.get(candidate.spec, options)
+
+
+def select(name: str | None = None) -> Candidate:
+    """Return the viable candidate that *name*, the environment or the installation determines; makes nothing.
+
+    :raises PlatformError: as :func:`get_platform` does.
+    """
+    registry = default_registry()
+    from_environment = os.environ.get(PLATFORM_VARIABLE)
+    if name is not None:
+        return _named(registry, name)
+    if from_environment:
+        return _named(registry, from_environment, f" ({PLATFORM_VARIABLE}={from_environment})")
+    return choose(registry.candidates())
 
 
 @contextmanager
@@ -157,7 +164,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     if passed_over:
         warnings.warn(
             PlatformPassedOver(_listing(f"platform {chosen.name!r} was chosen and others passed over", passed_over)),
-            stacklevel=3,
+            stacklevel=4,
         )
     return chosen
 
@@ -179,7 +186,5 @@ def _named(registry: Registry, name: str, asked_by: str = "") -> Candidate:
 
 def _listing(headline: str, candidates: Sequence[Candidate]) -> str:
     lines = "".join(f"\n  {candidate.describe()}" for candidate in candidates)
-    return (
-        f"{headline}:{lines}\n"
-        f"Name one: pass it to get_platform(), or set {PLATFORM_VARIABLE}; {BLOCK_VARIABLE} rules others out."
-    )
+    way_out = f"Name one: pass it to get_platform(), or set {PLATFORM_VARIABLE}; {BLOCK_VARIABLE} rules others out."
+    return f"{headline}:{lines}\n{way_out}"

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point: builds the application around one command, and turns errors of the user into one message."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from hyperep.cli.commands import COMMANDS, Command
+from hyperep.platform.errors import PlatformError
+from hyperep.platform.reference import resolve
+
+__all__ = ["TRACEBACK_VARIABLE", "main"]
+
+TRACEBACK_VARIABLE = "HYPEREP_TRACEBACK"
+"""Environment variable: set to 1 to see the whole traceback of an error, like the option ``--traceback``."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``hyperep`` with *arguments* (by default the process's own) and exit.
+
+    Exit status: 0 if all is well; 1 if the command says that something it checked is not; 2 for wrong usage, and for
+    errors about what the user gave or what is installed (``ValueError``, ``OSError``, ``PlatformError``), which print
+    as one message. ``--traceback``, anywhere in the line, shows them whole.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    whole = "--traceback" in given or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
+    given = [argument for argument in given if argument != "--traceback"]
+    try:
+        _run(given)
+    except (ValueError, OSError, PlatformError) as error:
+        if whole:
+            raise
+        message = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
+        print(f"hyperep: error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(arguments: list[str]) -> None:
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+    @app.callback(help="Expert parallelism that is written once and runs on every platform.")
+    def options(
+        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+        # Taken out of the line before it is parsed; declared so that --help shows it.
+        traceback: Annotated[bool, typer.Option("--traceback", help="Show errors with their whole traceback.")] = False,
+    ) -> None:
+        pass
+
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for command in COMMANDS:
+        function = resolve(command.function) if command.name == wanted else _placeholder(command)
+        assert callable(function), command.function
+        app.command(command.name, short_help=command.help)(function)
+    if wanted is None and "--version" in arguments:
+        print(f"hyperep {_version()}")
+        return
+    app(arguments, prog_name="hyperep")
+
+
+def _placeholder(command: Command) -> Callable[[], None]:
+    """Stand in for a command that is only listed, so that its module need not be imported."""
+
+    def placeholder() -> None:
+        raise AssertionError(f"{command.name} was listed, not chosen")
+
+    return placeholder
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("hyperep")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

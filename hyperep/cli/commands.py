@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of commands: to add one, write its file and add its line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command of ``hyperep``."""
+
+    name: str
+    function: str
+    """``"module:function"`` with typer annotations; imported when the command runs or prints its own help."""
+    help: str
+    """One line for ``hyperep --help``."""
+
+
+COMMANDS = (
+    Command("platforms", "hyperep.cli.platforms:platforms", "List the installed platforms and whether they work here."),
+    Command("doctor", "hyperep.cli.doctor:doctor", "Say what is missing or wrong, and the line that puts it right."),
+)
