@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native modules around a neutral forward, and wrappers around the forward of any ``torch.nn.Module``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+__all__ = ["NeutralModule", "WrappedForward", "local_part", "wrap_forward"]
+
+
+def local_part(value: Any) -> Any:
+    """This rank's part of a DTensor, through which gradients flow; anything else as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+class NeutralModule(nn.Module):
+    """A module whose computation is a neutral ``forward(m, *inputs, **kwargs)``; see the protocol's ``make_module``."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Mapping[str, torch.Tensor],
+        forward: Callable[..., Any],
+        children: Mapping[str, nn.Module],
+        buffers: Mapping[str, torch.Tensor],
+        description: str,
+    ) -> None:
+        super().__init__()
+        self._neutral_name = name
+        self._neutral_forward = forward
+        self._neutral_description = description
+        # Cloned, because two modules made from the same tensors must not train each other.
+        for key, value in parameters.items():
+            self.register_parameter(key, nn.Parameter(value.detach().clone()))
+        for key, value in buffers.items():
+            self.register_buffer(key, value.detach().clone())
+        for key, child in children.items():
+            self.register_module(key, child)
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Call the neutral forward on the local tensors as they are at this call."""
+        return self._neutral_forward(_LocalView(self), *inputs, **kwargs)
+
+    def extra_repr(self) -> str:
+        """What the module prints between its brackets."""
+        return self._neutral_description
+
+    def _get_name(self) -> str:
+        return self._neutral_name
+
+
+class _LocalView:
+    """What a neutral forward sees of its module, for the time of one call.
+
+    Attributes are looked up when first used, so that ``functional_call`` and FSDP2, which swap parameters around a
+    call, are seen; then they are kept, so that each DTensor is opened once a call.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.__dict__["_module"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = local_part(getattr(self._module, name))
+        self.__dict__[name] = value
+        return value
+
+
+class WrappedForward:
+    """Mixed in before a module's own class; calls that class's forward through the instance's wrappers.
+
+    The wrappers belong to the instance and get the rest of the chain as an argument, bound to the module that is
+    called. So a deep copy runs on its own weights, and a class that FSDP2 puts on top finds a forward like any other.
+    """
+
+    _forward_wrappers: tuple[Callable[..., Any], ...]
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Call the wrappers around the module's own forward, the last one outermost."""
+        inner = super().forward  # type: ignore[misc]
+        for wrapper in self._forward_wrappers:
+            inner = functools.partial(wrapper, inner)
+        return inner(*inputs, **kwargs)
+
+
+def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
+    """From now on calling *module* calls ``wrapper(inner, *inputs, **kwargs)``."""
+    if not isinstance(module, WrappedForward):
+        module._forward_wrappers = ()
+        module.__class__ = _wrapped_class(type(module))
+    own = module.__dict__.pop("forward", None)
+    if own is not None:
+        # Somebody has set a forward on the instance, which would hide the class's; it becomes the innermost part.
+        module._forward_wrappers = (*module._forward_wrappers, lambda inner, *inputs, **kwargs: own(*inputs, **kwargs))
+    module._forward_wrappers = (*module._forward_wrappers, wrapper)
+
+
+@functools.cache
+def _wrapped_class(cls: type[nn.Module]) -> type[nn.Module]:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (WrappedForward, cls), names)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``TorchPlatform``: PyTorch as one rank of a world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh as NativeMesh
+from torch.distributed.tensor import DTensor
+
+from hyperep.mesh import DeviceMesh
+from hyperep.platform.base import PlatformBase
+from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.protocol import Backward, Forward
+from hyperep.sharding import Sharding
+from hyperep_torch import autodiff, collectives, grouped, groups, modules, sharded, transfer
+from hyperep_torch.array_namespace import ArrayNamespace
+from hyperep_torch.collectives import TorchWork
+from hyperep_torch.spec import CAPABILITIES
+from hyperep_torch.world import World, join_world
+
+__all__ = ["TorchPlatform", "join"]
+
+
+def join(device: str | None = None, timeout: float = 600.0) -> TorchPlatform:
+    """The platform of this process: part of its process group or launch, or a single rank. See :func:`join_world`."""
+    return TorchPlatform(join_world(device, timeout))
+
+
+class TorchPlatform(PlatformBase[torch.Tensor]):
+    """PyTorch on the device of a :class:`World`; the meaning of each member is in the protocol."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._xp = ArrayNamespace(world.device)
+        self._meshes = sharded.Meshes(self, world)
+
+    # ---------------------------------------------------------------------------------- identity and world
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "torch"
+
+    @property
+    def device(self) -> str:  # noqa: D102
+        return str(self._world.device)
+
+    @property
+    def capabilities(self) -> Mapping[Capability, Support]:  # noqa: D102
+        device = self._world.device
+        native = any(grouped.has_native_kernel(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+        return {
+            **CAPABILITIES,
+            Capability.GROUPED_MATMUL: Support.FULL if native else Support.EMULATED,
+            # NCCL wants the collectives of one device in one order, whichever group they belong to.
+            Capability.THREADS: Support.UNSUPPORTED if self._world.kind.is_accelerator else Support.FULL,
+        }
+
+    @property
+    def rank(self) -> int:  # noqa: D102
+        return self._world.rank
+
+    @property
+    def world_size(self) -> int:  # noqa: D102
+        return self._world.size
+
+    def new_group(self, ranks: Sequence[int]) -> Any:  # noqa: D102
+        members = [int(rank) for rank in ranks]
+        if not members or members != sorted(set(members)) or members[0] < 0 or members[-1] >= self.world_size:
+            raise ValueError(
+                f"new_group({members}): give one or more ranks below {self.world_size}, each once and ascending, "
+                "which is how PyTorch numbers the ranks of a group"
+            )
+        if self._world.group is groups.SELF:
+            return groups.SELF
+        return dist.new_group(members, timeout=self._world.timeout)
+
+    def group_size(self, group: Any = None) -> int:  # noqa: D102
+        return groups.group_size(self._group(group))
+
+    def _group(self, group: Any) -> Any:
+        return self._world.group if group is None else group
+
+    # ----------------------------------------------------------------------------------------------- arrays
+    @property
+    def xp(self) -> ArrayNamespace:  # noqa: D102
+        return self._xp
+
+    def is_tensor(self, value: object) -> bool:  # noqa: D102
+        return isinstance(value, torch.Tensor)
+
+    def from_host(self, array: np.ndarray) -> torch.Tensor:  # noqa: D102
+        return transfer.from_host(array, self._world.device)
+
+    def to_host(self, *tensors: torch.Tensor) -> tuple[np.ndarray, ...]:  # noqa: D102
+        return transfer.to_host(tensors, self._world.device)
+
+    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return x.detach()
+
+    # ------------------------------------------------------------------------------------------------- rows
+    def permute_rows(self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return autodiff.custom_vjp(_gather_rows, _gather_cotangent)(x, index, inverse)
+
+    def grouped_matmul(  # noqa: D102
+        self, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor
+    ) -> torch.Tensor:
+        return grouped.grouped_matmul(x, weight, group_sizes)
+
+    # ------------------------------------------------------------------------------------------ collectives
+    def all_to_all_single(  # noqa: D102
+        self,
+        x: torch.Tensor,
+        output_splits: Sequence[int] | None = None,
+        input_splits: Sequence[int] | None = None,
+        group: Any = None,
+        async_op: bool = False,
+    ) -> torch.Tensor | TorchWork:
+        work = collectives.all_to_all_single(x, output_splits, input_splits, self._group(group))
+        return work if async_op else work.wait()
+
+    def all_gather(self, x: torch.Tensor, group: Any = None) -> torch.Tensor:  # noqa: D102
+        return collectives.all_gather(x, self._group(group))
+
+    def reduce_scatter(self, x: torch.Tensor, group: Any = None) -> torch.Tensor:  # noqa: D102
+        return collectives.reduce_scatter(x, self._group(group))
+
+    def all_reduce(self, x: torch.Tensor, group: Any = None, op: str = "sum") -> torch.Tensor:  # noqa: D102
+        return collectives.all_reduce(x, self._group(group), op)
+
+    def broadcast(self, x: torch.Tensor, source: int = 0, group: Any = None) -> torch.Tensor:  # noqa: D102
+        return collectives.broadcast(x, source, self._group(group))
+
+    def copy_to_group(self, x: torch.Tensor, group: Any = None) -> torch.Tensor:  # noqa: D102
+        def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[torch.Tensor]:
+            return (self.all_reduce(cotangents[0], group),)
+
+        # Autograd makes a view of an input that is returned as it is, which saves the default's copy.
+        return autodiff.custom_vjp(lambda x: (x, ()), backward)(x)
+
+    # ---------------------------------------------------------------------------------------------- modules
+    def make_module(  # noqa: D102
+        self,
+        name: str,
+        parameters: Mapping[str, torch.Tensor],
+        forward: Callable[..., Any],
+        *,
+        children: Mapping[str, nn.Module] | None = None,
+        buffers: Mapping[str, torch.Tensor] | None = None,
+        description: str = "",
+    ) -> nn.Module:
+        return modules.NeutralModule(name, parameters, forward, children or {}, buffers or {}, description)
+
+    def named_modules(self, module: nn.Module) -> dict[str, nn.Module]:  # noqa: D102
+        return dict(module.named_modules())
+
+    def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:  # noqa: D102
+        return dict(module.named_parameters())
+
+    def buffers(self, module: nn.Module) -> dict[str, torch.Tensor]:  # noqa: D102
+        return dict(module.named_buffers())
+
+    def local(self, parameter: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return modules.local_part(parameter)
+
+    def sharding(self, parameter: torch.Tensor) -> Sharding | None:  # noqa: D102
+        return self._meshes.sharding(parameter) if isinstance(parameter, DTensor) else None
+
+    def assign(self, parameter: torch.Tensor, value: torch.Tensor) -> None:  # noqa: D102
+        with torch.no_grad():
+            local = modules.local_part(parameter)
+            if local.shape != value.shape:
+                raise ValueError(f"assign: a value of shape {tuple(value.shape)} for a part of {tuple(local.shape)}")
+            local.copy_(value)
+
+    def shard_parameter(  # noqa: D102
+        self, module: nn.Module, name: str, local: torch.Tensor, sharding: Sharding
+    ) -> None:
+        direct = dict(module.named_parameters(recurse=False))
+        if name not in direct:
+            raise ValueError(f"{type(module).__name__} has no parameter {name!r} of its own; it has {sorted(direct)}")
+        # A copy: a slice would keep the memory of the whole parameter.
+        shard = local.detach().clone(memory_format=torch.contiguous_format)
+        distributed = self._meshes.from_local(shard, sharding)
+        module.register_parameter(name, nn.Parameter(distributed, requires_grad=direct[name].requires_grad))
+
+    def from_local(self, local: torch.Tensor, sharding: Sharding) -> DTensor:  # noqa: D102
+        return self._meshes.from_local(local, sharding)
+
+    def wrap_forward(self, module: nn.Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
+        modules.wrap_forward(module, wrapper)
+
+    def adopt_mesh(self, mesh: object) -> DeviceMesh | None:  # noqa: D102
+        return self._meshes.adopt(mesh) if isinstance(mesh, NativeMesh) else None
+
+    # --------------------------------------------------------------------------------------------- autodiff
+    def custom_vjp(self, forward: Forward, backward: Backward) -> Callable[..., Any]:  # noqa: D102
+        return autodiff.custom_vjp(forward, backward)
+
+    def vjp(  # noqa: D102
+        self, function: Callable[..., Any], *primals: torch.Tensor, parameters: Sequence[torch.Tensor] = ()
+    ) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
+        return autodiff.vjp(function, *primals, parameters=parameters)
+
+    # -------------------------------------------------------------------------------------------- as a value
+    def __deepcopy__(self, memo: object) -> TorchPlatform:
+        # Modules that are deep-copied may hold the platform in their wrappers; process groups cannot be copied.
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank {self.rank} of {self.world_size} on {self.device})"
+
+
+def _gather_rows(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
+    return x.index_select(0, index), (inverse,)
+
+
+def _gather_cotangent(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
+    return cotangents[0].index_select(0, residuals[0]), None, None
