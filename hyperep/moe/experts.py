@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.platform.protocol import Module, Platform
 
@@ -36,18 +35,15 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
         if size < 1:
             raise ValueError(f"GroupedExperts({name}={size}): must be at least 1")
     rng = generator(seed)
-    shapes = {"w1": (num_experts, hidden_dim, dim), "w2": (num_experts, dim, hidden_dim), "w3": (num_experts, hidden_dim, dim)}
+    shapes = {
+        "w1": (num_experts, hidden_dim, dim),
+        "w2": (num_experts, dim, hidden_dim),
+        "w3": (num_experts, hidden_dim, dim),
+    }
     weights = {name: platform.from_host(uniform_fan_in(rng, shape)) for name, shape in shapes.items()}
 
     def forward(m: Any, rows: Any, tokens_per_expert: Any) -> Any:
-        gate = platform.grouped_matmul(rows, m.w1, tokens_per_expert)  # [N, H]
-        up = platform.grouped_matmul(rows, m.w3, tokens_per_expert)  # [N, H]
-        return platform.grouped_matmul(silu(platform, gate) * up, m.w2, tokens_per_expert)  # [N, D]
+        return platform.grouped_swiglu(rows, m.w1, m.w2, m.w3, tokens_per_expert)
 
     description = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
     return platform.make_module("GroupedExperts", weights, forward, description=description)
-
-
-def silu(platform: Platform[Any], x: Any) -> Any:
-    """``x * sigmoid(x)``; the sigmoid by tanh, which overflows nowhere."""
-    return x * (0.5 * (platform.xp.tanh(0.5 * x) + 1.0))

@@ -16,6 +16,7 @@ import numpy as np
 
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward, Group, Module, Parameter, Work
+from hyperep.platform.swiglu import swiglu
 
 if TYPE_CHECKING:
     from hyperep.mesh import DeviceMesh
@@ -189,6 +190,12 @@ class PlatformBase(ABC, Generic[T]):
             return grad_x, grad_w
 
         return self.custom_vjp(forward, backward)(x, weight)
+
+    def grouped_swiglu(self, x: T, w1: T, w2: T, w3: T, group_sizes: T) -> T:
+        """Three grouped products; see the protocol. Keeps the rows, the two projections and the hidden rows."""
+        gate = self.grouped_matmul(x, w1, group_sizes)  # [N, H]
+        up = self.grouped_matmul(x, w3, group_sizes)  # [N, H]
+        return self.grouped_matmul(swiglu(self, gate, up), w2, group_sizes)  # [N, D]
 
     def differentiable_all_to_all_single(  # noqa: D102
         self, x: T, input_splits: Sequence[int], output_splits: Sequence[int], group: Group = None

@@ -152,6 +152,16 @@ class Platform(Protocol[T]):
         """
         ...
 
+    def grouped_swiglu(self, x: T, w1: T, w2: T, w3: T, group_sizes: T) -> T:
+        """The feed-forward network of each group on its own run of rows: ``(silu(x w1^T) * (x w3^T)) w2^T``.
+
+        ``x`` is ``[N, D]``, ``w1`` and ``w3`` are ``[L, H, D]``, ``w2`` is ``[L, D, H]``; the result is ``[N, D]``.
+        Rows, sizes, groups without rows and zero rows are as for :meth:`grouped_matmul`. Differentiable in *x* and in
+        all three weights. It equals three grouped products with the activation between them; it is one member so that
+        a platform can keep less for backward (the rows and the two hidden projections suffice) and fuse more.
+        """
+        ...
+
     # ------------------------------------------------------------------------------------------- collectives
     def all_to_all_single(
         self,
