@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What styles check before they change anything."""
+
+from __future__ import annotations
+
+from hyperep.mesh import DeviceMesh
+from hyperep.platform.protocol import Module
+
+__all__ = ["require_experts", "require_mesh"]
+
+
+def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
+    """Check the dimensions of a mesh; one without names goes by order.
+
+    Raises:
+        ValueError: another number of dimensions, or other names.
+    """
+    wanted = "[" + ", ".join(names) + "]"
+    if mesh.ndim != len(names) or mesh.mesh_dim_names not in (None, names):
+        raise ValueError(
+            f"{style} needs a {len(names)}-D mesh {wanted}, but got {mesh}; make one with init_device_mesh(platform, "
+            f"shape, {names}), or take a sub-mesh by its names"
+        )
+    if mesh.mesh_dim_names is None:
+        groups = [mesh.get_group(d) for d in range(mesh.ndim)]
+        return DeviceMesh(mesh.platform, mesh.ranks, names, groups, mesh.native)
+    return mesh
+
+
+def require_experts(style: str, module: Module, mesh: DeviceMesh) -> int:
+    """The number of experts of a module, from the first dim of its parameters; checked before anything is changed.
+
+    Raises:
+        ValueError: there are no parameters, they disagree on dim 0, or one is distributed already.
+    """
+    parameters = mesh.platform.parameters(module)
+    if not parameters:
+        raise ValueError(f"{style}: the module has no parameters; apply the style to the module that holds the experts")
+    for name, parameter in parameters.items():
+        sharding = mesh.platform.sharding(parameter)
+        if sharding is not None:
+            raise ValueError(
+                f"{style}: parameter {name!r} is distributed already, as {list(sharding.placements)}; "
+                "a style is applied once, to a module with whole parameters, and before data parallelism"
+            )
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    sizes = {shape[0] if len(shape) > 1 else None for shape in shapes.values()}
+    if None in sizes or len(sizes) != 1:
+        raise ValueError(
+            f"{style}: dim 0 of every parameter must be the expert, the same number for all, but the shapes are "
+            f"{shapes}; apply the style to the experts, not to the layer around them"
+        )
+    return next(int(size) for size in sizes if size is not None)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``TensorParallel``: every rank holds a slice of every expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hyperep.distribute import distribute_parameter
+from hyperep.mesh import DeviceMesh
+from hyperep.placements import Placement, Shard
+from hyperep.platform.protocol import Module
+from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.checks import require_experts, require_mesh
+from hyperep.styles.slices import TensorSlices
+from hyperep.styles.style import ParallelStyle
+
+__all__ = ["TensorParallel"]
+
+
+class TensorParallel(ParallelStyle):
+    """Every rank holds a slice of every expert; rows are replicated and do not travel.
+
+    ============= ===========================================================================================
+    mesh          1-D ``tp``
+    weights       ``w1``, ``w3`` ``[E, H, D]``: ``Shard(1)``; ``w2`` ``[E, D, H]``: ``Shard(2)``
+    input rows    replicated over ``tp``
+    output rows   replicated, after an all-reduce of the row-parallel product; or ``Partial`` on request
+    backward      input gradient all-reduced over ``tp``, so that everything below the experts gets all of it
+    ============= ===========================================================================================
+
+    The pair of reductions is Megatron-LM's (arXiv:1909.08053).
+
+    Args:
+        colwise: names of the weights whose output features are split (tensor dim 1).
+        rowwise: names of the weights whose input features are split (tensor dim 2).
+        output_layout: ``Replicate()``, or ``Partial()`` for callers that reduce (or reduce-scatter) themselves.
+    """
+
+    mesh_dim_names: tuple[str, ...] = ("tp",)
+
+    def __init__(
+        self,
+        *,
+        colwise: Sequence[str] = ("w1", "w3"),
+        rowwise: Sequence[str] = ("w2",),
+        output_layout: Placement | None = None,
+    ) -> None:
+        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout)
+
+    def apply(self, module: Module, mesh: DeviceMesh) -> Module:
+        """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
+        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
+        require_experts(type(self).__name__, module, mesh)
+        for key, dim in self.slices.dims(module, mesh, mesh.size()).items():
+            distribute_parameter(module, key, mesh, [Shard(dim)])
+        group, platform = mesh.get_group(), mesh.platform
+
+        def sliced(experts: Callable[..., Any], rows: Any, *inputs: Any, **kwargs: Any) -> Any:
+            partial = experts(platform.copy_to_group(rows, group), *inputs, **kwargs)
+            return self.slices.reduce(platform, partial, group)
+
+        platform.wrap_forward(module, sliced)
+        return module
