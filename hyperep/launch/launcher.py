@@ -43,7 +43,7 @@ class LaunchPlan:
 
 
 class Launcher(ABC):
-    """How ranks of one platform come to life."""
+    """How ranks of one platform come to life. An instance is pickled into the processes that it plans."""
 
     @abstractmethod
     def joined(self) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "PlatformBroken",
     "PlatformConflict",
@@ -41,6 +43,13 @@ class PlatformPassedOver(UserWarning):
 
 class RankFailure(PlatformError):
     """One rank of a launch failed, died or hung; the message names it and where every rank stood."""
+
+    def __init__(self, message: str, *, rank: int | None = None, ends: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.rank = rank
+        """The rank that failed first; ``None`` where none failed by itself, as at a deadline."""
+        self.ends = ends
+        """How each rank ended (:class:`hyperep.launch.failure.RankEnd`), the first one at fault first."""
 
 
 class UnsupportedCapability(PlatformError, NotImplementedError):

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inside of a rank process: host the ranks, run one task after another, say what came of it."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pkgutil
+import queue
+import signal
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from hyperep.launch.lifeline import die_with_parent, end_process_group
+from hyperep.launch.messages import Finished, Hello, Ready, Task, raised
+
+__all__ = ["STACKS_SIGNAL", "main"]
+
+STACKS_SIGNAL = signal.SIGUSR1
+"""Makes a rank process write the stack of each of its threads, also while it is stuck in native code."""
+
+
+def main(parent: int, channel: int, stacks: int) -> None:
+    """Host ranks until the parent says that there are no more tasks, or is gone.
+
+    Args:
+        parent: process id of the starter.
+        channel: file descriptor of this end of the socket pair.
+        stacks: file descriptor of the file for stack dumps.
+    """
+    die_with_parent(parent)
+    os.set_inheritable(channel, False)
+    faulthandler.enable(stacks, all_threads=True)
+    faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
+    _Worker(Connection(channel)).serve()
+
+
+class _Worker:
+    """The ranks of one process, one of which may run per thread, behind one channel."""
+
+    def __init__(self, channel: Connection) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+        self._hello: Hello = channel.recv()
+        self._tasks: dict[int, queue.SimpleQueue[Task | None]] = {
+            rank: queue.SimpleQueue() for rank in self._hello.process.ranks
+        }
+
+    def serve(self) -> None:
+        threading.Thread(target=self._receive, name="hyperep-lifeline", daemon=True).start()
+        hello = self._hello
+        try:
+            hello.launcher.host(hello.process, self._rank, hello.platform_name)
+        except BaseException as error:
+            self._send(raised(hello.process.ranks[0], error))
+            raise
+
+    def _receive(self) -> None:
+        """Pass each task on to every rank; the end of the channel is the end of the parent."""
+        while True:
+            try:
+                task = self._channel.recv()
+            except (EOFError, OSError):
+                end_process_group()
+            for tasks in self._tasks.values():
+                tasks.put(task)
+
+    def _rank(self, platform: Any) -> None:
+        """The life of one rank."""
+        self._send(Ready(platform.rank))
+        while (task := self._tasks[platform.rank].get()) is not None:
+            try:
+                result = pkgutil.resolve_name(task.program)(platform, **task.arguments)
+                self._send(Finished(platform.rank, result))
+            except BaseException as error:
+                self._send(raised(platform.rank, error))
+
+    def _send(self, message: Any) -> None:
+        with self._sending:
+            self._channel.send(message)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A launcher without a framework, and what its ranks run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess
+
+
+class Plain(Launcher):
+    """One process per rank; a platform is its rank."""
+
+    def __init__(self, auxiliaries=(), per_process=1):
+        self.auxiliaries = auxiliaries
+
+    def joined(self):
+        return False
+
+    def plan(self, ranks):
+        processes = tuple(RankProcess(ranks=(r,), environment={"PLAIN_RANK": str(r)}) for r in range(ranks))
+        return LaunchPlan(processes=processes, auxiliaries=self.auxiliaries)
+
+    def host(self, process, function, platform_name):
+        return [function(SimpleNamespace(rank=int(os.environ["PLAIN_RANK"]), name=platform_name))]
+
+
+class Unstartable(Plain):
+    def host(self, process, function, platform_name):
+        if process.ranks == (1,):
+            raise ImportError("libframework.so: not found")
+        return super().host(process, function, platform_name)
+
+
+def scheduler(code):
+    return Auxiliary(name="scheduler", command=(sys.executable, "-c", code))
+
+
+def describe(platform, greeting):
+    return f"{greeting} from {platform.name} rank {platform.rank}"
+
+
+def process_id(platform):
+    return os.getpid()
+
+
+def process_ids_of_children(platform):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    return os.getpid(), child.pid
+
+
+def fail_on(platform, rank, wait=0.0):
+    if platform.rank == rank:
+        time.sleep(wait)
+        raise LookupError(f"no such expert on rank {rank}")
+    time.sleep(0 if wait == 0 else 600)
+
+
+def die_on(platform, rank):
+    if platform.rank == rank:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if platform.rank == rank + 1:
+        time.sleep(0.1)
+        raise ConnectionError("a peer has gone")
+    time.sleep(600)
+
+
+def stand_still_here(platform, rank):
+    if platform.rank == rank:
+        print("standing still", flush=True)
+        time.sleep(600)
