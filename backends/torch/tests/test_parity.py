@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Styles against the unsharded layer between real gloo processes: the core's neutral cases."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
+import parity
+
+STYLED_GRID = [
+    *(("ep", ep, 1) for ep in (2, 4)),
+    *(("tp", 1, tp) for tp in (2, 4)),
+    *(("etp", ep, tp) for ep, tp in parity.GRID),
+]
+REDUCING = [("tp", 1, 2), ("etp", 1, 2)]
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), STYLED_GRID)
+def test_sharded_layer_agrees_with_the_unsharded(request, style, ep, tp):
+    ranks = request.getfixturevalue({2: "two", 4: "four"}[ep * tp])
+    ranks.run(parity.sharded_layer_agrees, style, ep, tp)
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)
+def test_a_removed_backward_reduction_is_noticed(two, style, ep, tp):
+    two.run(parity.backward_reduction_is_needed, style, ep, tp)
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)
+def test_a_removed_forward_reduction_is_noticed(two, style, ep, tp):
+    two.run(parity.forward_reduction_is_needed, style, ep, tp)
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)
+def test_partial_output_sums_to_the_whole(two, style, ep, tp):
+    two.run(parity.partial_output_sums_to_the_whole, style, ep, tp)
+
+
+def test_one_style_serves_two_layers(two):
+    two.run(parity.one_style_serves_two_layers)

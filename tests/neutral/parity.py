@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each style against the unsharded layer, on every rank: outputs and every gradient. Runs on every platform."""
+
+import numpy as np
+from measure import forward_backward, fill_weights, relative, replaced, rows
+
+import hyperep
+from hyperep.moe import GroupedExperts, MoE
+from hyperep.sharding import gather_tensor
+
+DIM, HIDDEN, EXPERTS, TOP_K = 8, 12, 8, 2
+GRID = [(1, 2), (2, 1), (2, 2), (1, 4), (4, 1)]
+"""(ep, tp)"""
+TOKENS = (10, 3, 0, 7)
+"""Of each data rank; the third one has none."""
+
+
+def make_style(platform, style, ep, tp, **options):
+    """A style and the mesh for it."""
+    shape, names = {"ep": ((ep,), ("ep",)), "tp": ((tp,), ("tp",)), "etp": ((ep, tp), ("ep", "tp"))}[style]
+    classes = {"ep": hyperep.ExpertParallel, "tp": hyperep.TensorParallel, "etp": hyperep.ExpertTensorParallel}
+    return classes[style](**options), hyperep.init_device_mesh(platform, shape, names)
+
+
+def errors(platform, style, ep, tp):
+    """Relative errors of a sharded MoE layer, by what was compared.
+
+    Data differ between ``ep`` ranks and are replicated over ``tp``. Each rank computes the reference by itself: the
+    unsharded layer on the data of all ranks.
+    """
+    applied, mesh = make_style(platform, style, ep, tp)
+    data_rank = mesh.get_local_rank("ep") if "ep" in mesh.mesh_dim_names else 0
+    stops = np.cumsum(TOKENS[:ep])
+    own = slice(stops[data_rank] - TOKENS[data_rank], stops[data_rank])
+    x, cotangent = rows(1, stops[-1], DIM), rows(2, stops[-1], DIM)
+
+    layer = MoE(platform, DIM, HIDDEN, EXPERTS, TOP_K)
+    fill_weights(platform, layer)
+    expected = forward_backward(platform, layer, cotangent, x)
+
+    applied.apply(platform.named_modules(layer)["experts"], mesh)
+    out, grad_x, gradients = forward_backward(platform, layer, cotangent[own], x[own])
+    found = {"output": relative(out, expected[0][own]), "input gradient": relative(grad_x, expected[1][own])}
+    for name, parameter in platform.parameters(layer).items():
+        gradient, sharding = platform.from_host(gradients[name]), platform.sharding(parameter)
+        if sharding is not None:
+            gradient = gather_tensor(gradient, sharding)
+        elif "ep" in mesh.mesh_dim_names:
+            gradient = platform.all_reduce(gradient, mesh.get_group("ep"))  # data parallel over ep, replicated over tp
+        found[name] = relative(platform.to_host(gradient)[0], expected[2][name])
+    return found
+
+
+def sharded_layer_agrees(platform, style, ep, tp):
+    """Output, input gradient, and every parameter's gradient, router and experts."""
+    found = errors(platform, style, ep, tp)
+    assert set(found) == {"output", "input gradient", "router.gate", "experts.w1", "experts.w2", "experts.w3"}
+    assert max(found.values()) < 1e-5, found
+
+
+def backward_reduction_is_needed(platform, style, ep, tp):
+    """Without the all-reduce of the input gradient the forward stays right, and all that lies below goes wrong."""
+    with replaced(platform, copy_to_group=lambda x, group=None: x):
+        found = errors(platform, style, ep, tp)
+    assert found["output"] < 1e-5, found
+    wrong = found["input gradient"] > 1e-2
+    # The data rank without tokens has no gradient that could be wrong.
+    assert wrong or TOKENS[platform.rank // tp] == 0, found
+
+
+def forward_reduction_is_needed(platform, style, ep, tp):
+    """Without the all-reduce of the row-parallel product the output is one slice's term."""
+    with replaced(platform, reduce_from_group=lambda x, group=None: x):
+        found = errors(platform, style, ep, tp)
+    assert found["output"] > 1e-2 or TOKENS[platform.rank // tp] == 0, found
+    assert found["router.gate"] > 1e-2, found
+
+
+def partial_output_sums_to_the_whole(platform, style, ep, tp):
+    """``output_layout=Partial()``: the caller reduces, or reduce-scatters, and gets what ``Replicate()`` would give."""
+    applied, mesh = make_style(platform, style, ep, tp, output_layout=hyperep.Partial())
+    group = mesh.get_group("tp")
+    data_rank = mesh.get_local_rank("ep") if "ep" in mesh.mesh_dim_names else 0
+    counts = np.array([0, 3, 1, 2, 0, 2, 3, 1]) if data_rank == 0 else np.array([4, 0, 0, 4, 1, 1, 1, 1])
+    x, cotangent = rows(10 + data_rank, 12, DIM), rows(20 + data_rank, 12, DIM)
+    experts = GroupedExperts(platform, DIM, HIDDEN, EXPERTS)
+    fill_weights(platform, experts)
+    expected, expected_grad, _ = forward_backward(platform, experts, cotangent, x, counts)
+
+    applied.apply(experts, mesh)
+    out, grad, _ = forward_backward(platform, experts, cotangent, x, counts)
+    assert relative(out, expected) > 1e-2, "the output is reduced already"
+    assert relative(grad, expected_grad) < 1e-5
+    partial = platform.from_host(out)
+    assert relative(platform.to_host(platform.all_reduce(partial, group))[0], expected) < 1e-5
+    scattered = platform.to_host(platform.reduce_scatter(partial, group))[0]
+    here = mesh.get_local_rank("tp") * len(scattered)
+    assert relative(scattered, expected[here : here + len(scattered)]) < 1e-5
+
+
+def one_style_serves_two_layers(platform):
+    """Two layers, one style object: interleaved they agree with the unsharded pair, and the object stays as it was."""
+    style = hyperep.ExpertParallel()
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    layers = [MoE(platform, DIM, HIDDEN, EXPERTS, TOP_K) for _ in range(2)]
+    for seed, layer in enumerate(layers):
+        fill_weights(platform, layer, seed)
+    x, cotangent = rows(platform.rank, 9, DIM), rows(30 + platform.rank, 9, DIM)
+
+    def both(x):
+        return layers[1](layers[0](x)) + layers[0](x)
+
+    def run():
+        out, pullback = platform.vjp(both, platform.from_host(x))
+        return platform.to_host(out, *pullback(platform.from_host(cotangent)))
+
+    expected = run()
+    for layer in layers:
+        assert style.apply(platform.named_modules(layer)["experts"], mesh) is platform.named_modules(layer)["experts"]
+    for value, reference in zip(run(), expected, strict=True):
+        assert relative(value, reference) < 1e-5
+    assert vars(style) == {}
