@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs for the launcher's tests; each is called as ``program(platform, **arguments)`` on every rank."""
+
+import os
+import signal
+import time
+
+
+def total(platform, number):
+    platform.barrier()
+    return platform.to_host(platform.all_reduce(platform.arange(3) + number * platform.rank))[0].tolist()
+
+
+def raise_on(platform, bad_rank):
+    if platform.rank == bad_rank:
+        raise ZeroDivisionError("division of an expert by zero")
+    platform.barrier()
+
+
+def die_on(platform, bad_rank):
+    platform.barrier()
+    if platform.rank == bad_rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    platform.barrier()
+
+
+def sleep_on(platform, bad_rank):
+    if platform.rank == bad_rank:
+        time.sleep(120)
+    platform.barrier()
+
+
+def write_pid_and_sleep(platform, folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    time.sleep(120)
