@@ -155,8 +155,9 @@ class PlatformBase(ABC, Generic[T]):
 
     def reduce_scatter(self, x: T, group: Group = None) -> T:  # noqa: D102
         ranks = self.group_size(group)
+        rows, *rest = x.shape  # type: ignore[attr-defined]
         terms = self.all_to_all_single(x, group=group)  # [R * N/R, ...]: rank r's term for this rank's rows
-        return self.xp.sum(self.xp.reshape(terms, (ranks, x.shape[0] // ranks, *x.shape[1:])), axis=0)
+        return self.xp.sum(self.xp.reshape(terms, (ranks, rows // ranks, *rest)), axis=0)
 
     def permute_rows(self, x: T, index: T, inverse: T) -> T:  # noqa: D102
         def forward(x: T) -> tuple[T, tuple[T, ...]]:
