@@ -16,6 +16,7 @@ import numpy as np
 
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward, Group, Module, Parameter, Work
+from hyperep.platform.sum_rows import sum_rows
 from hyperep.platform.swiglu import swiglu
 
 if TYPE_CHECKING:
@@ -167,6 +168,9 @@ class PlatformBase(ABC, Generic[T]):
             return (self.xp.take(cotangents[0], inverse, axis=0),)
 
         return self.custom_vjp(forward, backward)(x)
+
+    def sum_rows(self, x: T, index: T, inverse: T, weights: T | None = None) -> T:  # noqa: D102
+        return sum_rows(self, x, index, inverse, weights)
 
     def grouped_matmul(self, x: T, weight: T, group_sizes: T) -> T:
         """A loop over the groups that reads ``group_sizes`` on the host; see the protocol.

@@ -18,7 +18,7 @@ from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward
 from hyperep.sharding import Sharding
-from hyperep_torch import autodiff, collectives, grouped, groups, modules, rows, sharded, swiglu, transfer
+from hyperep_torch import autodiff, collectives, grouped, groups, kernels, modules, rows, sharded, swiglu, transfer
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch.spec import CAPABILITIES
@@ -105,6 +105,13 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     # ------------------------------------------------------------------------------------------------- rows
     def permute_rows(self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return rows.permute_rows(x, index, inverse)
+
+    def sum_rows(  # noqa: D102
+        self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if not kernels.usable(x):
+            return super().sum_rows(x, index, inverse, weights)
+        return rows.sum_rows(x, index, inverse, weights)
 
     def grouped_matmul(  # noqa: D102
         self, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from hyperep_torch import kernels
 
-__all__ = ["gather_rows", "permute_rows"]
+__all__ = ["gather_rows", "permute_rows", "sum_rows"]
 
 
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -35,3 +35,41 @@ class _PermuteRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gather_rows(g, *ctx.saved_tensors), None, None
+
+
+def sum_rows(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Weighted sums of rows by the Triton kernel; see the protocol."""
+    if weights is None:
+        return _SumRows.apply(x, index, inverse)
+    return _WeightedSumRows.apply(x, index, weights)
+
+
+class _SumRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.terms = index.shape[1]
+        return kernels.load().sum_rows(x.contiguous(), index.contiguous(), None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gather_rows(g, inverse // ctx.terms), None, None
+
+
+class _WeightedSumRows(torch.autograd.Function):
+    """Keeps the rows, because the gradient of a weight is its row's dot product with the cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        x, index, weights = x.contiguous(), index.contiguous(), weights.contiguous()
+        ctx.save_for_backward(x, index, weights)
+        return kernels.load().sum_rows(x, index, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        x, index, weights = ctx.saved_tensors
+        grad_x, grad_weights = kernels.load().sum_rows_backward(g.contiguous(), x, index, weights)
+        return grad_x, None, grad_weights
