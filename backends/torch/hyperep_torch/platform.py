@@ -137,6 +137,11 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         work = collectives.all_to_all_single(x, output_splits, input_splits, self._group(group))
         return work if async_op else work.wait()
 
+    def differentiable_all_to_all_single(  # noqa: D102
+        self, x: torch.Tensor, input_splits: Sequence[int], output_splits: Sequence[int], group: Any = None
+    ) -> torch.Tensor:
+        return rows.exchange_rows(x, input_splits, output_splits, self._group(group))
+
     def all_gather(self, x: torch.Tensor, group: Any = None) -> torch.Tensor:  # noqa: D102
         return collectives.all_gather(x, self._group(group))
 

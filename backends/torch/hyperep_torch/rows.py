@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from hyperep_torch import kernels
+from hyperep_torch import collectives, kernels
+from hyperep_torch.groups import group_size
 
-__all__ = ["gather_rows", "permute_rows", "sum_rows"]
+__all__ = ["exchange_rows", "gather_rows", "permute_rows", "sum_rows"]
 
 
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -73,3 +75,27 @@ class _WeightedSumRows(torch.autograd.Function):
         x, index, weights = ctx.saved_tensors
         grad_x, grad_weights = kernels.load().sum_rows_backward(g.contiguous(), x, index, weights)
         return grad_x, None, grad_weights
+
+
+def exchange_rows(
+    x: torch.Tensor, input_splits: Sequence[int], output_splits: Sequence[int], group: Any
+) -> torch.Tensor:
+    """All-to-all of rows, whose backward is the all-to-all of the cotangent with the splits exchanged."""
+    if group_size(group) == 1 and list(input_splits) == list(output_splits) == [x.shape[0]]:
+        return x.view_as(x)  # a rank that is alone keeps its rows, where they are
+    return _ExchangeRows.apply(x, tuple(input_splits), tuple(output_splits), group)
+
+
+class _ExchangeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, input_splits: Sequence[int], output_splits: Sequence[int], group: Any
+    ) -> torch.Tensor:
+        ctx.exchange = (input_splits, output_splits, group)
+        return collectives.all_to_all_single(x, output_splits, input_splits, group).wait()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        input_splits, output_splits, group = ctx.exchange
+        return collectives.all_to_all_single(g, input_splits, output_splits, group).wait(), None, None, None
