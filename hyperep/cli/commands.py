@@ -21,5 +21,6 @@ class Command:
 
 COMMANDS = (
     Command("platforms", "hyperep.cli.platforms:platforms", "List the installed platforms and whether they work here."),
+    Command("train", "hyperep.cli.train:train", "Train a small mixture-of-experts language model on real text."),
     Command("doctor", "hyperep.cli.doctor:doctor", "Say what is missing or wrong, and the line that puts it right."),
 )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing the program and its ranks together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hyperep.launch import Launcher
+from hyperep.platform.reference import resolve
+from hyperep.platform.selection import get_platform, select, use_platform
+from hyperep.train.loop import main
+from hyperep.train.settings import Settings
+from hyperep.train.text import load_text
+
+__all__ = ["PROGRAM", "start"]
+
+PROGRAM = "hyperep.train.loop:main"
+
+
+def start(settings: Settings, *, platform_name: str | None = None, ranks: int | None = None) -> dict[str, Any]:
+    """Train on new ranks of a platform, or as one rank of the launch that this process already is part of.
+
+    Args:
+        settings: of the run.
+        platform_name: as for :func:`hyperep.get_platform`.
+        ranks: how many to start, by default one; in a launch that is joined it must be that launch's number.
+
+    Returns:
+        The final figures, as rank 0 has them.
+
+    Raises:
+        ValueError: the settings do not fit the ranks, or the text cannot be used.
+        OSError: a file is missing.
+        PlatformError: there is no such platform, a rank failed or did not start.
+    """
+    spec = select(platform_name).spec
+    assert spec is not None, "a viable candidate has a spec"
+    launcher = resolve(spec.launcher) if spec.launcher else None
+    assert launcher is None or isinstance(launcher, Launcher), spec.launcher
+    if launcher is not None and launcher.joined():
+        with use_platform(spec.name) as platform:
+            if ranks not in (None, platform.world_size):
+                raise ValueError(
+                    f"ranks={ranks}, but this process is one of {platform.world_size} that were launched already; "
+                    f"leave out --ranks, or start hyperep train outside that launch"
+                )
+            return main(platform, settings.as_dict())
+
+    # Before anything is started, so that what the user got wrong is one message and not that of a failed rank.
+    ranks = 1 if ranks is None else ranks
+    if ranks < 1:
+        raise ValueError(f"ranks={ranks}: a world has at least one rank")
+    settings.check(ranks)
+    load_text(settings.text, at_least=settings.seq_len + 1)
+    if launcher is not None:
+        result: dict[str, Any] = launcher.run(spec.name, PROGRAM, {"settings": settings.as_dict()}, ranks)
+        return result
+    if ranks > 1:
+        raise ValueError(f"ranks={ranks}, but platform {spec.name!r} names no launcher and is always one rank")
+    with use_platform(get_platform(spec.name)) as platform:
+        return main(platform, settings.as_dict())
