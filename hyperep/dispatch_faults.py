@@ -18,7 +18,7 @@ from hyperep.platform.protocol import Platform
 __all__ = ["HEADER", "Fault", "counts_of", "find", "message", "number_of_experts", "raise_any"]
 
 HEADER = 4
-"""Integers after each rank's counts: fault code, and three values; without a fault: rows, sum and least of the counts."""
+"""Integers after each rank's counts: fault code and three values; without a fault rows, sum and least of the counts."""
 
 _NO_FAULT, _WRONG_LENGTH, _NOT_INTEGER, _FOREIGN_TENSOR = range(4)
 
@@ -51,7 +51,7 @@ def number_of_experts(tokens_per_expert: Any, num_experts: int | None) -> int:
     """``E``, from the caller or else from the length of the counts."""
     if num_experts is not None:
         return num_experts
-    shape = getattr(tokens_per_expert, "shape", ())
+    shape: tuple[int, ...] = getattr(tokens_per_expert, "shape", ())
     return int(shape[0]) if len(shape) else 0
 
 

@@ -122,8 +122,8 @@ def _counts(counts: Any, experts_per_rank: int, num_ranks: int) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.shape != (experts_per_rank * num_ranks,):
         raise ValueError(
-            f"tokens_per_expert_group has shape {counts.shape}, but {num_ranks} ranks with {experts_per_rank} experts each "
-            f"need ({num_ranks * experts_per_rank},)"
+            f"tokens_per_expert_group has shape {counts.shape}, but {num_ranks} ranks with {experts_per_rank} experts "
+            f"each need ({num_ranks * experts_per_rank},)"
         )
     if counts.size and counts.min() < 0:
         raise ValueError(f"tokens_per_expert_group holds {counts.min()}; counts cannot be negative")

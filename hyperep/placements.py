@@ -21,7 +21,9 @@ class Shard(Placement):
 
     def __post_init__(self) -> None:
         if not isinstance(self.dim, int) or isinstance(self.dim, bool) or self.dim < 0:
-            raise ValueError(f"Shard(dim={self.dim!r}): dim must be a non-negative int; count tensor dims from the front")
+            raise ValueError(
+                f"Shard(dim={self.dim!r}): dim must be a non-negative int; count tensor dims from the front"
+            )
 
     def __repr__(self) -> str:
         return f"Shard({self.dim})"

@@ -30,7 +30,9 @@ class Sharding:
     def __post_init__(self) -> None:
         object.__setattr__(self, "placements", tuple(self.placements))
         if len(self.placements) != self.mesh.ndim:
-            raise ValueError(f"{len(self.placements)} placements {self.placements} for a mesh of {self.mesh.ndim} dimensions")
+            raise ValueError(
+                f"{len(self.placements)} placements {self.placements} for a mesh of {self.mesh.ndim} dimensions"
+            )
         wrong = [p for p in self.placements if not isinstance(p, Shard | Replicate | Partial)]
         if wrong:
             raise TypeError(f"{wrong[0]!r} is not a placement; use Shard(dim), Replicate() or Partial()")
@@ -49,8 +51,8 @@ class Sharding:
                     raise ValueError(f"{placement} on a tensor of shape {tuple(global_shape)}, which has no such dim")
                 if shape[placement.dim] % ranks:
                     raise ValueError(
-                        f"dim {placement.dim} of shape {tuple(global_shape)} is not divisible by the {ranks} ranks of mesh "
-                        f"dimension {_name(self.mesh, dimension)}; choose sizes or a mesh that divide evenly"
+                        f"dim {placement.dim} of shape {tuple(global_shape)} is not divisible by the {ranks} ranks of "
+                        f"mesh dimension {_name(self.mesh, dimension)}; choose sizes or a mesh that divide evenly"
                     )
                 shape[placement.dim] //= ranks
         return tuple(shape)

@@ -62,7 +62,13 @@ class Launcher(ABC):
             return [function(platform)]
 
     def run(
-        self, platform_name: str, program: str, arguments: Mapping[str, Any], ranks: int, *, deadline: float | None = None
+        self,
+        platform_name: str,
+        program: str,
+        arguments: Mapping[str, Any],
+        ranks: int,
+        *,
+        deadline: float | None = None,
     ) -> Any:
         """Run *program* on a new world of *ranks* ranks and return what rank 0 returned.
 

@@ -43,7 +43,9 @@ class Exchange:
         self._meetings: dict[Hashable, _Meeting] = {}
         self._failure: tuple[int, BaseException] | None = None
 
-    def post(self, group: Sequence[int], sequence: Hashable, rank: int, operation: str, payload: Any) -> Callable[[], list[Any]]:
+    def post(
+        self, group: Sequence[int], sequence: Hashable, rank: int, operation: str, payload: Any
+    ) -> Callable[[], list[Any]]:
         """Bring *payload* to the group's collective number *sequence*; return what collects everyone's, by rank."""
         members = tuple(group)
         key = (members, sequence)

@@ -46,7 +46,9 @@ def run(function: Callable[..., Any], world_size: int, *, deadline: float = 60.0
             errors.append((rank, error))
             exchange.fail(rank, error)
 
-    threads = [threading.Thread(target=work, args=(r,), name=f"loopback-rank-{r}", daemon=True) for r in range(world_size)]
+    threads = [
+        threading.Thread(target=work, args=(r,), name=f"loopback-rank-{r}", daemon=True) for r in range(world_size)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -54,7 +56,9 @@ def run(function: Callable[..., Any], world_size: int, *, deadline: float = 60.0
     if errors:
         rank, error = next((e for e in errors if not isinstance(e[1], WorldEnded)), errors[0])
         shown = "".join(traceback.format_exception(error))
-        raise RankFailure(f"rank {rank} of {world_size} failed with {type(error).__name__}: {error}\n{shown}") from error
+        raise RankFailure(
+            f"rank {rank} of {world_size} failed with {type(error).__name__}: {error}\n{shown}"
+        ) from error
     return results
 
 
@@ -71,7 +75,13 @@ class LoopbackLauncher(Launcher):
         return run(function, len(process.ranks))
 
     def run(  # noqa: D102
-        self, platform_name: str, program: str, arguments: Mapping[str, Any], ranks: int, *, deadline: float | None = None
+        self,
+        platform_name: str,
+        program: str,
+        arguments: Mapping[str, Any],
+        ranks: int,
+        *,
+        deadline: float | None = None,
     ) -> Any:
         function = pkgutil.resolve_name(program)
         return run(lambda platform: function(platform, **arguments), ranks, deadline=deadline or 60.0)[0]

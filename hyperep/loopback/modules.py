@@ -77,5 +77,7 @@ class LoopbackModule:
             yield from child.walk(f"{prefix}.{key}" if prefix else key)
 
     def __repr__(self) -> str:
-        lines = [f"  ({key}): {line}" for key, child in self.children.items() for line in [repr(child).replace("\n", "\n  ")]]
+        lines = [
+            f"  ({key}): {line}" for key, child in self.children.items() for line in [repr(child).replace("\n", "\n  ")]
+        ]
         return "\n".join([f"{self.name}({self.description}", *lines]) + ("\n)" if lines else ")")

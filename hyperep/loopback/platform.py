@@ -147,8 +147,7 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
         key = members if group is None else tuple(group)
         self._issued[key] = self._issued.get(key, 0) + 1
         # A copy is posted: the sender may overwrite its tensor before a slower rank reads it.
-        brought = [np.array(part) for part in payload] if isinstance(payload, list) else payload if payload is None else np.array(payload)
-        return self._exchange.post(members, (key, self._issued[key]), self._rank, operation, brought)
+        return self._exchange.post(members, (key, self._issued[key]), self._rank, operation, _copied(payload))
 
     def _meet(self, group: Group | None, operation: str, payload: Any) -> list[Any]:
         return self._post(group, operation, payload)()
@@ -169,8 +168,8 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
     def named_modules(self, module: Any) -> dict[str, Any]:  # noqa: D102
         if not isinstance(module, LoopbackModule):
             raise TypeError(
-                f"platform 'loopback' got a {type(module).__module__}.{type(module).__qualname__}, not one of its modules; "
-                "make modules and meshes with the same platform"
+                f"platform 'loopback' got a {type(module).__module__}.{type(module).__qualname__}, not one of its "
+                "modules; make modules and meshes with the same platform"
             )
         return dict(module.walk())
 
@@ -226,6 +225,13 @@ def _value(x: Any) -> np.ndarray:
     while isbox(x):
         x = getval(x)
     return np.asarray(x)
+
+
+def _copied(payload: Any) -> Any:
+    """What a rank brings to a collective: an array, a list of arrays, or nothing."""
+    if payload is None:
+        return None
+    return [np.array(part) for part in payload] if isinstance(payload, list) else np.array(payload)
 
 
 def _splits(x: np.ndarray, splits: Sequence[int] | None, ranks: int, what: str) -> list[int]:

@@ -54,23 +54,18 @@ def plan_routes(platform: Platform[Any], experts: Any, num_experts: int) -> Rout
 
 def expand_tokens(platform: Platform[Any], x: Any, plan: RoutePlan) -> Any:
     """One row for each choice, sorted by expert: ``[T, D] -> [T * K, D]``."""
-    xp = platform.xp
+    by_token = platform.xp.reshape(plan.inverse, (plan.tokens, plan.top_k))
 
     def forward(x: Any) -> tuple[Any, tuple[Any, ...]]:
-        return xp.take(x, plan.token, axis=0), ()
+        return platform.xp.take(x, plan.token, axis=0), ()
 
     def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
-        (g,) = cotangents
-        by_token = xp.reshape(xp.take(g, plan.inverse, axis=0), (plan.tokens, plan.top_k, *g.shape[1:]))
-        return (xp.astype(xp.sum(xp.astype(by_token, xp.float32), axis=1), g.dtype),)
+        return (platform.sum_rows(cotangents[0], by_token, plan.order),)
 
     return platform.custom_vjp(forward, backward)(x)
 
 
 def merge_rows(platform: Platform[Any], rows: Any, scores: Any, plan: RoutePlan) -> Any:
     """Weight each row by its score and sum the rows of a token, in float32: ``[T * K, D], [T, K] -> [T, D]``."""
-    xp = platform.xp
-    by_token = platform.permute_rows(rows, plan.inverse, plan.order)
-    by_token = xp.reshape(by_token, (plan.tokens, plan.top_k, rows.shape[1]))
-    weighted = xp.astype(by_token, xp.float32) * xp.expand_dims(xp.astype(scores, xp.float32), axis=2)
-    return xp.astype(xp.sum(weighted, axis=1), rows.dtype)
+    by_token = platform.xp.reshape(plan.inverse, (plan.tokens, plan.top_k))
+    return platform.sum_rows(rows, by_token, plan.order, scores)

@@ -144,6 +144,16 @@ class Platform(Protocol[T]):
         """
         ...
 
+    def sum_rows(self, x: T, index: T, inverse: T, weights: T | None = None) -> T:
+        """Sum ``K`` rows into each result: ``out[t] = sum over k of weights[t, k] * x[index[t, k]]``.
+
+        ``x`` is ``[T * K, D]``; ``index``, int64 ``[T, K]``, holds each row exactly once, and ``inverse``, int64
+        ``[T * K]``, is where: row ``i`` is entry ``inverse[i]`` of the flattened index. ``weights`` are ``[T, K]``, or
+        left out for ones. The result ``[T, D]`` has the dtype of *x*; sums are taken in float32 at least.
+        Differentiable in *x* and *weights*, again with no scatter and no atomics.
+        """
+        ...
+
     def grouped_matmul(self, x: T, weight: T, group_sizes: T) -> T:
         """Multiply runs of rows by the transpose of their own matrix: ``[N, D] x [L, H, D] -> [N, H]``.
 

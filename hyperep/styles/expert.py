@@ -46,7 +46,8 @@ class ExpertParallel(BaseExpertParallel):
     def _token_dispatch(
         self, module: Module, inputs: tuple[Any, ...], mesh: DeviceMesh, num_experts: int
     ) -> tuple[tuple[Any, ...], DispatchContext]:
-        rows, counts, context = dispatch(*inputs, mesh, num_experts=num_experts)
+        rows, tokens_per_expert = inputs
+        rows, counts, context = dispatch(rows, tokens_per_expert, mesh, num_experts=num_experts)
         return (rows, counts), context
 
     def _token_combine(self, module: Module, routed_output: Any, mesh: DeviceMesh, context: DispatchContext) -> Any:

@@ -2,7 +2,7 @@
 """Each style against the unsharded layer, on every rank: outputs and every gradient. Runs on every platform."""
 
 import numpy as np
-from measure import forward_backward, fill_weights, relative, replaced, rows
+from measure import fill_weights, forward_backward, relative, replaced, rows
 
 import hyperep
 from hyperep.moe import GroupedExperts, MoE

@@ -1,34 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grouped matrix product: ``torch.nn.functional.grouped_mm`` where it is native, else a loop over the groups."""
+"""Grouped matrix product, differentiable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from hyperep_torch.products import (
+    Runs,
+    aligned,
+    columns_product,
+    has_native_kernel,
+    is_aligned,
+    rows_product,
+)
+
 __all__ = ["grouped_matmul", "has_native_kernel"]
-
-_ALIGNMENT = 16
-"""Bytes to which grouped_mm wants its rows aligned."""
-
-
-def has_native_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether grouped_mm takes *dtype* on *device* without waiting for the device.
-
-    On CUDA PyTorch has a kernel for bfloat16 on compute capability 9.0 and later; whatever else it accepts there, it
-    computes by a loop that copies the sizes to the host.
-    """
-    if not hasattr(F, "grouped_mm"):
-        return False
-    if device.type == "cpu":
-        return dtype in (torch.float32, torch.bfloat16)
-    if device.type == "cuda":
-        return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
-    return False
 
 
 def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
@@ -43,92 +33,39 @@ def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Ten
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     _check(x, weight, group_sizes)
-    if not has_native_kernel(x.device, x.dtype):
-        return _LoopedMatmul.apply(x, weight, group_sizes)
-    multiple = _ALIGNMENT // x.element_size()
-    padded_in, padded_out = -x.shape[1] % multiple, -weight.shape[1] % multiple
-    if not padded_in and not padded_out:
-        return _NativeMatmul.apply(x, weight, group_sizes)
+    native = has_native_kernel(x.device, x.dtype)
+    if not native or is_aligned(x.dtype, *weight.shape[1:]):
+        return _GroupedMatmul.apply(x, weight, group_sizes, native)
     if x.device.type == "cpu":
         # Here the native kernel is itself a loop, and reading the sizes is free.
-        return _LoopedMatmul.apply(x, weight, group_sizes)
+        return _GroupedMatmul.apply(x, weight, group_sizes, False)
+    multiple = 16 // x.element_size()
+    padded_in, padded_out = -x.shape[1] % multiple, -weight.shape[1] % multiple
     x, weight = F.pad(x, (0, padded_in)), F.pad(weight, (0, padded_in, 0, padded_out))
-    return _NativeMatmul.apply(x, weight, group_sizes)[:, : weight.shape[1] - padded_out]
+    return _GroupedMatmul.apply(x, weight, group_sizes, True)[:, : weight.shape[1] - padded_out]
 
 
-class _NativeMatmul(torch.autograd.Function):
-    """Three calls of grouped_mm; the host knows nothing of the sizes."""
+class _GroupedMatmul(torch.autograd.Function):
+    """Keeps the rows, the weight and where groups end."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
-        # grouped_mm takes the stops of the groups, and int32 only.
-        stops = torch.cumsum(group_sizes, 0, dtype=torch.int32)
-        x, weight = _aligned(x), _aligned(weight)
-        ctx.save_for_backward(x, weight, stops)
-        if not x.shape[0]:
-            return x.new_empty((0, weight.shape[1]))
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=stops)
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor, native: bool
+    ) -> torch.Tensor:
+        runs = Runs.of(group_sizes, native=native, rows=x.shape[0])
+        x, weight = aligned(x), aligned(weight)
+        ctx.save_for_backward(x, weight, runs.stops)
+        ctx.sizes, ctx.native = runs.sizes, native
+        return rows_product(x, weight.transpose(1, 2), runs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, stops = ctx.saved_tensors
-        if not x.shape[0]:
-            return torch.zeros_like(x), torch.zeros_like(weight), None
-        g = _aligned(g)
-        grad_x = F.grouped_mm(g, weight, offs=stops) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None
-        grad_weight = F.grouped_mm(g.t(), x, offs=stops)  # [L, H, D]
-        if g.device.type != "cpu":
-            # Some kernels leave the product of a group without rows uninitialised, and it may be NaN.
-            empty = torch.diff(stops, prepend=stops.new_zeros(1)) == 0
-            grad_weight.masked_fill_(empty[:, None, None], 0)
-        return grad_x, grad_weight, None
-
-
-class _LoopedMatmul(torch.autograd.Function):
-    """One matrix product a group, written into one result; exact in every dtype. Host sync in forward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.sizes = group_sizes.tolist()  # host sync here
-        if sum(ctx.sizes) != x.shape[0]:
-            raise ValueError(f"group_sizes={ctx.sizes} sum to {sum(ctx.sizes)}, but there are {x.shape[0]} rows")
-        output = x.new_empty((x.shape[0], weight.shape[1]))
-        for group, rows in _runs(ctx.sizes):
-            torch.mm(x[rows], weight[group].t(), out=output[rows])
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        grad_x = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
-        # Zeros, because groups without rows are not visited.
-        grad_weight = weight.new_zeros(weight.shape) if ctx.needs_input_grad[1] else None
-        for group, rows in _runs(ctx.sizes):
-            if grad_x is not None:
-                torch.mm(g[rows], weight[group], out=grad_x[rows])
-            if grad_weight is not None:
-                torch.mm(g[rows].t(), x[rows], out=grad_weight[group])
-        return grad_x, grad_weight, None
-
-
-def _runs(sizes: list[int]) -> Iterator[tuple[int, slice]]:
-    """Number and rows of each group that has any."""
-    start = 0
-    for group, size in enumerate(sizes):
-        if size:
-            yield group, slice(start, start + size)
-        start += size
-
-
-def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """*x*, copied unless its rows are contiguous and start where the kernel can read them."""
-    x = x.contiguous()
-    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
+        runs, g = Runs(stops, ctx.sizes, ctx.native), aligned(g)
+        grad_x = rows_product(g, weight, runs) if ctx.needs_input_grad[0] else None
+        grad_weight = columns_product(g, x, runs) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, None, None
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward
 from hyperep.sharding import Sharding
-from hyperep_torch import autodiff, collectives, grouped, groups, modules, sharded, transfer
+from hyperep_torch import autodiff, collectives, grouped, groups, kernels, modules, rows, sharded, swiglu, transfer
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch.spec import CAPABILITIES
@@ -104,12 +104,26 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
 
     # ------------------------------------------------------------------------------------------------- rows
     def permute_rows(self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return autodiff.custom_vjp(_gather_rows, _gather_cotangent)(x, index, inverse)
+        return rows.permute_rows(x, index, inverse)
+
+    def sum_rows(  # noqa: D102
+        self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if not kernels.usable(x):
+            return super().sum_rows(x, index, inverse, weights)
+        return rows.sum_rows(x, index, inverse, weights)
 
     def grouped_matmul(  # noqa: D102
         self, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor
     ) -> torch.Tensor:
         return grouped.grouped_matmul(x, weight, group_sizes)
+
+    def grouped_swiglu(  # noqa: D102
+        self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, group_sizes: torch.Tensor
+    ) -> torch.Tensor:
+        if not swiglu.can_fuse(x, w1):
+            return super().grouped_swiglu(x, w1, w2, w3, group_sizes)
+        return swiglu.grouped_swiglu(x, w1, w2, w3, group_sizes)
 
     # ------------------------------------------------------------------------------------------ collectives
     def all_to_all_single(  # noqa: D102
@@ -122,6 +136,11 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     ) -> torch.Tensor | TorchWork:
         work = collectives.all_to_all_single(x, output_splits, input_splits, self._group(group))
         return work if async_op else work.wait()
+
+    def differentiable_all_to_all_single(  # noqa: D102
+        self, x: torch.Tensor, input_splits: Sequence[int], output_splits: Sequence[int], group: Any = None
+    ) -> torch.Tensor:
+        return rows.exchange_rows(x, input_splits, output_splits, self._group(group))
 
     def all_gather(self, x: torch.Tensor, group: Any = None) -> torch.Tensor:  # noqa: D102
         return collectives.all_gather(x, self._group(group))
@@ -213,11 +232,3 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank} of {self.world_size} on {self.device})"
-
-
-def _gather_rows(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
-    return x.index_select(0, index), (inverse,)
-
-
-def _gather_cotangent(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
-    return cotangents[0].index_select(0, residuals[0]), None, None

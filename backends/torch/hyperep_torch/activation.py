@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SwiGLU between the products, elementwise and outside autograd; one kernel where Triton compiles for the device."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from hyperep_torch import kernels
+
+__all__ = ["swiglu", "swiglu_backward"]
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up``."""
+    if kernels.usable(gate):
+        return kernels.load().swiglu(gate, up)
+    return F.silu(gate).mul_(up)
+
+
+def swiglu_backward(
+    grad_hidden: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The hidden rows once more, and the gradients of *gate* and *up*; *grad_hidden* is overwritten."""
+    if kernels.usable(gate):
+        return kernels.load().swiglu_backward(grad_hidden, gate, up)
+    grad_up = F.silu(gate)
+    hidden = grad_up * up
+    grad_up.mul_(grad_hidden)
+    grad_hidden.mul_(up)
+    torch.ops.aten.silu_backward.grad_input(grad_hidden, gate, grad_input=grad_hidden)
+    return hidden, grad_hidden, grad_up
