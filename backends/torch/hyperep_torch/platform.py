@@ -175,13 +175,13 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         return modules.NeutralModule(name, parameters, forward, children or {}, buffers or {}, description)
 
     def named_modules(self, module: nn.Module) -> dict[str, nn.Module]:  # noqa: D102
-        return dict(module.named_modules())
+        return dict(_require_module(module).named_modules())
 
     def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:  # noqa: D102
-        return dict(module.named_parameters())
+        return dict(_require_module(module).named_parameters())
 
     def buffers(self, module: nn.Module) -> dict[str, torch.Tensor]:  # noqa: D102
-        return dict(module.named_buffers())
+        return dict(_require_module(module).named_buffers())
 
     def local(self, parameter: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return modules.local_part(parameter)
@@ -232,3 +232,12 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank} of {self.world_size} on {self.device})"
+
+
+def _require_module(module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"a {type(module).__module__}.{type(module).__qualname__} is no torch.nn.Module; make modules and meshes "
+            "with the same platform"
+        )
+    return module

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import pkgutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperep.launch import Launcher, RankProcess
+from hyperep.launch.lifeline import die_with_parent
 
 __all__ = ["FAILURE", "STACK", "run_rank"]
 
@@ -36,7 +36,7 @@ def run_rank(
 ) -> Any:
     """Run *program* as the rank that the environment says; return its value on rank 0 and nothing elsewhere."""
     rank = int(os.environ["RANK"])
-    _die_with(parent)
+    die_with_parent(parent)
     # All ranks of this launch are here, so gloo needs no other interface than the local one.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -58,12 +58,3 @@ def run_rank(
         faulthandler.unregister(signal.SIGTERM)
         stack.write("the end of the program")
     return value if rank == 0 else None
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that happens."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the line above
-            os._exit(1)
