@@ -62,10 +62,10 @@ def test_json_holds_every_platform_with_every_key(site, hyperep):
 
 def test_table_shows_states_reasons_and_owners(site, hyperep):
     site.install("alpha", version="1.2.3")
-    site.install("beta", probe='return Viability.no("no [NPU] is visible")')
+    site.install("beta", probe='return Viability.no("no [npu] is visible")')
     result = hyperep("platforms")
     assert result.returncode == 0, result.stderr
-    for text in ("alpha", "viable", "hyperep-alpha 1.2.3", "not viable", "no [NPU] is visible", "emulated: float64"):
+    for text in ("alpha", "viable", "hyperep-alpha 1.2.3", "not viable", "no [npu] is visible", "emulated: float64"):
         assert text in result.stdout
 
 

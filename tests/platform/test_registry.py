@@ -146,15 +146,17 @@ def test_asking_for_one_platform_looks_at_no_other(site):
     assert other not in sys.modules
 
 
-def test_plugin_is_described_and_probed_once(site):
-    site.install("alpha", probe="calls.append(1); return Viability.yes(str(len(calls)))", before="calls = []")
+def test_plugin_is_described_and_probed_once_whoever_asks(site):
+    slow = "calls.append(1); time.sleep(0.05); return Viability.yes(str(len(calls)))"
+    site.install("alpha", probe=slow, before="import time; calls = []")
     registry = Registry()
-    threads = [threading.Thread(target=registry.candidates) for _ in range(4)]
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(registry.candidate("alpha"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert registry.candidate("alpha").reason == "1"
+    assert [candidate.reason for candidate in found] == ["1"] * 4
 
 
 # ------------------------------------ blocking
