@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from hyperep.moe.capacity import expert_capacity, kept_choices
+from hyperep.moe.config import MoEConfig, RouterConfig
+from hyperep.moe.counting import count_values
 from hyperep.moe.experts import GroupedExperts
+from hyperep.moe.feed_forward import FeedForward
 from hyperep.moe.init import Seed, generator
-from hyperep.moe.router import Routing, TopKRouter
-from hyperep.moe.routing import expand_tokens, merge_rows, plan_routes
+from hyperep.moe.router import Routing, build_router
+from hyperep.moe.routing import RoutePlan, expand_tokens, merge_rows, plan_routes
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["MoE", "MoEStats"]
+__all__ = ["MoE", "MoEStats", "build_moe"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,14 +25,19 @@ class MoEStats:
     """What a call of the layer knows beside its output. A value, so that recompute counts nothing twice."""
 
     tokens_per_expert: Any
-    """int64 ``[E]``: rows of this rank for each expert."""
+    """int64 ``[E]``: how often this rank's tokens chose each expert; dropped choices count too."""
+    dropped_per_expert: Any
+    """int64 ``[E]``: how many of these were over capacity; all zero in a dropless layer."""
     routing: Routing
+    """What the auxiliary losses are functions of."""
+    sequences: int
+    """How many sequences of equal length the tokens form: the product of the leading dims of ``[..., T, D]``."""
 
 
 def MoE(  # noqa: N802 (it makes modules, as a class would)
     platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, top_k: int, *, seed: Seed = 0
 ) -> Module:
-    """Make a native mixture-of-experts layer: route, expand, experts, weight, sum.
+    """Make a native mixture-of-experts layer with softmax scores, normalised, and without shared experts or capacity.
 
     Args:
         platform: whose module to make.
@@ -38,24 +48,66 @@ def MoE(  # noqa: N802 (it makes modules, as a class would)
         seed: of the initial weights, or a generator.
 
     Returns:
-        A module with children ``router`` and ``experts``, called with ``[..., D]``; it returns the same shape, or with
-        ``with_stats=True`` a pair of that and a :class:`MoEStats`. Shard its experts by applying a parallel style to
-        the child ``experts``; nothing else changes.
+        The module that :func:`build_moe` makes; that one takes all other settings.
+    """
+    router = RouterConfig(num_experts=num_experts, top_k=top_k)
+    return build_moe(platform, MoEConfig(dim=dim, hidden_dim=hidden_dim, router=router), seed=seed)
+
+
+def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> Module:
+    """Make the native mixture-of-experts layer of a configuration: route, expand, experts, weight, sum.
+
+    Args:
+        platform: whose module to make.
+        config: the layer's settings.
+        seed: of the initial weights, or a generator.
+
+    Returns:
+        A module with children ``router``, ``experts`` and perhaps ``shared_experts``, called with ``[..., D]``; it
+        returns the same shape, or with ``with_stats=True`` a pair of that and a :class:`MoEStats`. Shard its experts by
+        applying a parallel style to the child ``experts``; nothing else changes. The scores weight what the experts
+        return, in float32. With a capacity one number more is copied to the host: how many rows are left.
     """
     rng = generator(seed)
+    num_experts = config.router.num_experts
     children = {
-        "router": TopKRouter(platform, dim, num_experts, top_k, seed=rng),
-        "experts": GroupedExperts(platform, dim, hidden_dim, num_experts, seed=rng),
+        "router": build_router(platform, config.dim, config.router, seed=rng),
+        "experts": GroupedExperts(platform, config.dim, config.hidden_dim, num_experts, seed=rng),
     }
+    if config.num_shared_experts:
+        hidden_dim = config.num_shared_experts * config.hidden_dim
+        children["shared_experts"] = FeedForward(platform, config.dim, hidden_dim, seed=rng)
     xp = platform.xp
 
     def forward(m: Any, x: Any, *, with_stats: bool = False) -> Any:
-        tokens = xp.reshape(x, (-1, dim))  # [T, D]
+        tokens = xp.reshape(x, (math.prod(x.shape[:-1]), config.dim))  # [T, D]
         routing = m.router(tokens)
-        plan = plan_routes(platform, routing.experts, num_experts)
-        rows = expand_tokens(platform, tokens, plan)  # [T * K, D]
+        plan = _plan(platform, routing, config)
+        rows = expand_tokens(platform, tokens, plan)  # [N, D]
         rows = m.experts(rows, plan.tokens_per_expert)
-        out = xp.reshape(merge_rows(platform, rows, routing.scores, plan), x.shape)
-        return (out, MoEStats(tokens_per_expert=plan.tokens_per_expert, routing=routing)) if with_stats else out
+        out = merge_rows(platform, rows, routing.scores, plan)  # [T, D]
+        if config.num_shared_experts:
+            out = out + m.shared_experts(tokens)
+        out = xp.reshape(out, x.shape)
+        return (out, _stats(platform, routing, plan, num_experts, math.prod(x.shape[:-2]))) if with_stats else out
 
-    return platform.make_module("MoE", {}, forward, children=children, description=f"top_k={top_k}")
+    limit = "dropless" if config.capacity_factor is None else f"capacity_factor={config.capacity_factor}"
+    description = f"top_k={config.router.top_k}, {limit}, num_shared_experts={config.num_shared_experts}"
+    return platform.make_module("MoE", {}, forward, children=children, description=description)
+
+
+def _plan(platform: Platform[Any], routing: Routing, config: MoEConfig) -> RoutePlan:
+    num_experts = config.router.num_experts
+    if config.capacity_factor is None:
+        return plan_routes(platform, routing.experts, num_experts)
+    capacity = expert_capacity(*routing.experts.shape, num_experts, config.capacity_factor)
+    kept = kept_choices(platform, routing.experts, routing.scores, num_experts, capacity, config.drop_policy)
+    return plan_routes(platform, routing.experts, num_experts, kept)
+
+
+def _stats(platform: Platform[Any], routing: Routing, plan: RoutePlan, num_experts: int, sequences: int) -> MoEStats:
+    sent = plan.tokens_per_expert
+    chosen = sent
+    if plan.dropped:
+        chosen = count_values(platform, platform.xp.reshape(routing.experts, (plan.tokens * plan.top_k,)), num_experts)
+    return MoEStats(tokens_per_expert=chosen, dropped_per_expert=chosen - sent, routing=routing, sequences=sequences)

@@ -6,10 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from hyperep.moe.config import RouterConfig
+from hyperep.moe.groups import best_groups_only
 from hyperep.moe.init import Seed, generator, uniform_fan_in
+from hyperep.moe.scores import sigmoid, softmax
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["Routing", "TopKRouter", "softmax"]
+__all__ = ["Routing", "TopKRouter", "build_router", "route"]
+
+_SMALLEST_SUM = 1e-20
+"""Added to the sum of the chosen scores: all of them may be zero where a sigmoid underflows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,50 +29,69 @@ class Routing:
     scores: Any
     """float32 ``[T, K]``: the weight of each choice; differentiable."""
     probabilities: Any
-    """float32 ``[T, E]``: the scores of all experts; differentiable."""
+    """float32 ``[T, E]``: the scores of all experts, without bias and scale; differentiable."""
+    logits: Any
+    """float32 ``[T, E]``: what the gate computed; differentiable."""
 
 
 def TopKRouter(  # noqa: N802 (it makes modules, as a class would)
-    platform: Platform[Any], dim: int, num_experts: int, top_k: int, *, normalize: bool = True, seed: Seed = 0
+    platform: Platform[Any], dim: int, num_experts: int, top_k: int, *, seed: Seed = 0, **options: Any
 ) -> Module:
-    """Make a native module that routes tokens ``[T, D]`` by the softmax of a linear gate (arXiv:1701.06538).
+    """Make a native module that routes tokens ``[T, D]`` by a linear gate (arXiv:1701.06538).
 
     Args:
         platform: whose module to make.
         dim: ``D``.
         num_experts: ``E``.
         top_k: ``K``, experts per token.
-        normalize: divide the chosen scores by their sum, as Mixtral does.
         seed: of the initial weight, or a generator.
+        options: the other fields of :class:`hyperep.moe.RouterConfig`.
 
     Returns:
-        A module with a parameter ``gate`` ``[E, D]``, float32; it returns a :class:`Routing`. Scores are computed in
-        float32 whatever the dtype of the tokens.
+        A module with a parameter ``gate`` ``[E, D]``, float32, and with ``expert_bias=True`` a buffer ``expert_bias``
+        ``[E]``, zero at first. It returns a :class:`Routing`. Scores are computed in float32 whatever the dtype of the
+        tokens.
 
     Raises:
-        ValueError: ``top_k`` is below one or above ``num_experts``.
+        ValueError: an option is out of its range.
     """
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k={top_k} must be between 1 and num_experts={num_experts}")
+    return build_router(platform, dim, RouterConfig(num_experts=num_experts, top_k=top_k, **options), seed=seed)
+
+
+def build_router(platform: Platform[Any], dim: int, config: RouterConfig, *, seed: Seed = 0) -> Module:
+    """Make the router of a configuration; see :func:`TopKRouter`."""
     xp = platform.xp
 
     def forward(m: Any, x: Any) -> Routing:
         logits = xp.matmul(xp.astype(x, xp.float32), xp.permute_dims(m.gate, (1, 0)))  # [T, E]
-        probabilities = softmax(platform, logits)
-        order = xp.argsort(platform.stop_gradient(probabilities), axis=1, descending=True, stable=True)
-        experts = order[:, :top_k]
-        scores = xp.take_along_axis(probabilities, experts, axis=1)
-        if normalize:
-            scores = scores / xp.sum(scores, axis=1, keepdims=True)
-        return Routing(experts=experts, scores=scores, probabilities=probabilities)
+        return route(platform, logits, config, m.expert_bias if config.expert_bias else None)
 
-    gate = platform.from_host(uniform_fan_in(generator(seed), (num_experts, dim)))
-    description = f"dim={dim}, num_experts={num_experts}, top_k={top_k}, normalize={normalize}"
-    return platform.make_module("TopKRouter", {"gate": gate}, forward, description=description)
+    gate = platform.from_host(uniform_fan_in(generator(seed), (config.num_experts, dim)))
+    zeros = platform.from_host(np.zeros(config.num_experts, np.float32))
+    buffers = {"expert_bias": zeros} if config.expert_bias else {}
+    changed = ", ".join(
+        f"{name}={getattr(config, name)!r}" for name in RouterConfig.__dataclass_fields__ if name != "num_experts"
+    )
+    description = f"dim={dim}, num_experts={config.num_experts}, {changed}"
+    return platform.make_module("TopKRouter", {"gate": gate}, forward, buffers=buffers, description=description)
 
 
-def softmax(platform: Platform[Any], x: Any) -> Any:
-    """Softmax over the last dim; the maximum is subtracted, outside autodiff, so that nothing overflows."""
+def route(platform: Platform[Any], logits: Any, config: RouterConfig, expert_bias: Any = None) -> Routing:
+    """Choose experts from float32 *logits* ``[T, E]``.
+
+    The bias, float32 ``[E]``, has a say in which experts are chosen, groups included, and none in their weights.
+    """
     xp = platform.xp
-    e = xp.exp(x - platform.stop_gradient(xp.max(x, axis=-1, keepdims=True)))
-    return e / xp.sum(e, axis=-1, keepdims=True)
+    probabilities = (softmax if config.score_function == "softmax" else sigmoid)(platform, logits)
+    selection = platform.stop_gradient(probabilities)
+    if expert_bias is not None:
+        selection = selection + xp.expand_dims(expert_bias, axis=0)
+    if config.top_groups < config.num_groups:
+        selection = best_groups_only(platform, selection, config.num_groups, config.top_groups)
+    experts = xp.argsort(selection, axis=1, descending=True, stable=True)[:, : config.top_k]
+    scores = xp.take_along_axis(probabilities, experts, axis=1)
+    if config.normalize:
+        scores = scores / (xp.sum(scores, axis=1, keepdims=True) + _SMALLEST_SUM)
+    if config.route_scale != 1.0:
+        scores = scores * config.route_scale
+    return Routing(experts=experts, scores=scores, probabilities=probabilities, logits=logits)

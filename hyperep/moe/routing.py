@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hyperep.moe.counting import count_sorted
 from hyperep.platform.protocol import Platform
 
 __all__ = ["RoutePlan", "expand_tokens", "merge_rows", "plan_routes"]
@@ -20,52 +21,74 @@ class RoutePlan:
     """Which row stands where after sorting by expert."""
 
     order: Any
-    """int64 ``[T * K]``: sorted row ``i`` is choice ``order[i] % K`` of token ``order[i] // K``."""
+    """int64 ``[T * K]``: sorted row ``i`` is choice ``order[i] % K`` of token ``order[i] // K``. Dropped ones last."""
     inverse: Any
     """int64 ``[T * K]``: where each choice went."""
     token: Any
-    """int64 ``[T * K]``: ``order // K``."""
+    """int64 ``[N]``: the token of each row that is sent, ``order[:N] // K``."""
     tokens_per_expert: Any
-    """int64 ``[E]``."""
+    """int64 ``[E]``: rows sent to each expert."""
+    dropped: int
+    """``T * K - N``: choices that are not sent."""
     tokens: int
     """``T``."""
     top_k: int
     """``K``."""
 
 
-def plan_routes(platform: Platform[Any], experts: Any, num_experts: int) -> RoutePlan:
-    """Sort the choices *experts*, integers ``[T, K]``, by expert; equal ones stay in token order."""
+def plan_routes(platform: Platform[Any], experts: Any, num_experts: int, kept: Any = None) -> RoutePlan:
+    """Sort the choices *experts*, integers ``[T, K]``, by expert; equal ones stay in token order.
+
+    *kept*, bool ``[T * K]``, marks the choices that are sent. Without it all are; with it, one copy to the host says
+    how many.
+    """
     xp = platform.xp
     tokens, top_k = experts.shape
     flat = xp.reshape(experts, (tokens * top_k,))
+    dropped = 0
+    if kept is not None:
+        flat = xp.where(kept, flat, xp.full(flat.shape, num_experts, dtype=flat.dtype))
+        dropped = flat.shape[0] - int(platform.to_host(xp.sum(xp.astype(kept, xp.int64)))[0])  # host sync here
     order = xp.argsort(flat, stable=True)
     inverse = xp.argsort(order, stable=True)
     by_choice = xp.broadcast_to(xp.reshape(platform.arange(tokens), (tokens, 1)), (tokens, top_k))
-    bounds = xp.searchsorted(xp.take(flat, order, axis=0), platform.arange(num_experts + 1, dtype=flat.dtype))
+    token = xp.take(xp.reshape(by_choice, (tokens * top_k,)), order, axis=0)
     return RoutePlan(
         order=order,
         inverse=inverse,
-        token=xp.take(xp.reshape(by_choice, (tokens * top_k,)), order, axis=0),
-        tokens_per_expert=xp.astype(bounds[1:] - bounds[:-1], xp.int64),
+        token=token[: tokens * top_k - dropped],
+        tokens_per_expert=count_sorted(platform, xp.take(flat, order, axis=0), num_experts),
+        dropped=dropped,
         tokens=tokens,
         top_k=top_k,
     )
 
 
 def expand_tokens(platform: Platform[Any], x: Any, plan: RoutePlan) -> Any:
-    """One row for each choice, sorted by expert: ``[T, D] -> [T * K, D]``."""
+    """One row for each choice that is sent, sorted by expert: ``[T, D] -> [N, D]``."""
     by_token = platform.xp.reshape(plan.inverse, (plan.tokens, plan.top_k))
 
     def forward(x: Any) -> tuple[Any, tuple[Any, ...]]:
         return platform.xp.take(x, plan.token, axis=0), ()
 
     def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
-        return (platform.sum_rows(cotangents[0], by_token, plan.order),)
+        return (platform.sum_rows(_with_dropped(platform, cotangents[0], plan), by_token, plan.order),)
 
     return platform.custom_vjp(forward, backward)(x)
 
 
 def merge_rows(platform: Platform[Any], rows: Any, scores: Any, plan: RoutePlan) -> Any:
-    """Weight each row by its score and sum the rows of a token, in float32: ``[T * K, D], [T, K] -> [T, D]``."""
+    """Weight each row by its score and sum the rows of a token, in float32: ``[N, D], [T, K] -> [T, D]``.
+
+    A dropped row counts as zero.
+    """
     by_token = platform.xp.reshape(plan.inverse, (plan.tokens, plan.top_k))
-    return platform.sum_rows(rows, by_token, plan.order, scores)
+    return platform.sum_rows(_with_dropped(platform, rows, plan), by_token, plan.order, scores)
+
+
+def _with_dropped(platform: Platform[Any], rows: Any, plan: RoutePlan) -> Any:
+    """*rows* ``[N, D]`` with zeros for the dropped ones at the end, where the plan has them: ``[T * K, D]``."""
+    if not plan.dropped:
+        return rows
+    zeros = platform.xp.zeros((plan.dropped, *rows.shape[1:]), dtype=rows.dtype)
+    return platform.xp.concat([rows, zeros], axis=0)

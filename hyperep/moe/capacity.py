@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capacity: a limit to the rows that one rank sends to one expert, and which rows are dropped above it.
+
+The limit is GShard's (arXiv:2006.16668): ``C = ceil(capacity_factor * T * K / E)``, of this rank's own ``T`` tokens.
+A dropped row is not sent, contributes zero to its token and gets no gradient; the weights of the token's other
+experts stay as they are.
+
+=============== ============================================================================================
+drop policy     which rows an expert keeps
+=============== ============================================================================================
+``probability`` those of the highest scores; of equal scores the first token
+``position``    those of the first tokens
+=============== ============================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from hyperep.moe.counting import count_sorted
+from hyperep.platform.protocol import Platform
+
+__all__ = ["expert_capacity", "kept_choices"]
+
+
+def expert_capacity(tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
+    """``C``: the most rows of one rank that one expert takes."""
+    return math.ceil(capacity_factor * tokens * top_k / num_experts)
+
+
+def kept_choices(
+    platform: Platform[Any],
+    experts: Any,
+    scores: Any,
+    num_experts: int,
+    capacity: int,
+    policy: Literal["probability", "position"],
+) -> Any:
+    """Which choices stay within the capacity.
+
+    Args:
+        platform: whose tensors these are.
+        experts: integers ``[T, K]``.
+        scores: float32 ``[T, K]``.
+        num_experts: ``E``.
+        capacity: ``C``.
+        policy: which rows an expert keeps.
+
+    Returns:
+        bool ``[T * K]``, by token and choice.
+    """
+    xp = platform.xp
+    size = experts.shape[0] * experts.shape[1]
+    flat = xp.reshape(experts, (size,))
+    if policy == "probability":
+        flat_scores = xp.reshape(platform.stop_gradient(scores), (size,))
+        by_score = xp.argsort(flat_scores, descending=True, stable=True)
+        # A stable sort by expert of what is sorted by score: by expert, and within one by score.
+        order = xp.take(by_score, xp.argsort(xp.take(flat, by_score, axis=0), stable=True), axis=0)
+    else:
+        order = xp.argsort(flat, stable=True)
+    by_expert = xp.take(flat, order, axis=0)
+    counts = count_sorted(platform, by_expert, num_experts)
+    starts = xp.cumulative_sum(counts) - counts  # [E] first row of each expert
+    place = platform.arange(size) - xp.take(starts, by_expert, axis=0)  # among the rows of its expert
+    inverse = xp.argsort(order, stable=True)
+    return xp.take(place, inverse, axis=0) < capacity
