@@ -33,7 +33,6 @@ from hyperep.permutation import (
     Permutation,
     apply_permutation,
     device_permutation,
-    generate_permute_indices,
     unpermute,
 )
 from hyperep.platform.protocol import Group, Platform
@@ -102,8 +101,8 @@ def dispatch(
     rows = platform.differentiable_all_to_all_single(rows, input_splits, output_splits, group)
 
     # 4. Rank-major to expert-major.
-    index, tokens_per_local_expert = generate_permute_indices(counts.ravel(), experts // ranks, ranks)
-    permutation = device_permutation(platform, counts.ravel(), experts // ranks, ranks, index)
+    tokens_per_local_expert = counts.sum(axis=0)  # [L]
+    permutation = device_permutation(platform, counts)
     context = DispatchContext(
         platform=platform,
         group=group,

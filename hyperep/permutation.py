@@ -89,11 +89,11 @@ def permute(
     """
     if platform.is_tensor(tokens_per_expert_group) and not isinstance(tokens_per_expert_group, np.ndarray):
         tokens_per_expert_group = platform.to_host(tokens_per_expert_group)[0]  # host sync here
-    index, counts = generate_permute_indices(tokens_per_expert_group, num_local_experts, ep_degree)
-    if len(index) != x.shape[0]:
-        raise ValueError(f"counts sum to {len(index)} but there are {x.shape[0]} rows; every row needs a count")
-    permutation = device_permutation(platform, tokens_per_expert_group, num_local_experts, ep_degree, index)
-    return apply_permutation(platform, x, permutation), permutation, platform.from_host(counts)
+    counts = _counts(tokens_per_expert_group, num_local_experts, ep_degree)  # [R, L]
+    if counts.sum() != x.shape[0]:
+        raise ValueError(f"counts sum to {counts.sum()} but there are {x.shape[0]} rows; every row needs a count")
+    permutation = device_permutation(platform, counts)
+    return apply_permutation(platform, x, permutation), permutation, platform.from_host(counts.sum(axis=0))
 
 
 def unpermute(rows: Any, permutation: Permutation, *, platform: Platform[Any]) -> Any:
@@ -108,14 +108,13 @@ def apply_permutation(platform: Platform[Any], x: Any, permutation: Permutation)
     return x if permutation.identity else platform.permute_rows(x, permutation.index, permutation.inverse)
 
 
-def device_permutation(
-    platform: Platform[Any], counts: Any, experts_per_rank: int, num_ranks: int, index: np.ndarray
-) -> Permutation:
-    """The permutation of :func:`generate_permute_indices` on the device, or the identity if nothing moves."""
-    if experts_per_rank == 1 or num_ranks == 1:
+def device_permutation(platform: Platform[Any], counts: np.ndarray) -> Permutation:
+    """The permutation for counts ``[R, L]`` on the device, or the identity if nothing moves."""
+    ranks, local = counts.shape
+    if local == 1 or ranks == 1:
         return Permutation()  # one run per expert, or per rank: rank-major already is expert-major
-    inverse = inverse_permutation(counts, experts_per_rank, num_ranks)
-    return Permutation(platform.from_host(index), platform.from_host(inverse))
+    index, _ = generate_permute_indices(counts.ravel(), local, ranks)
+    return Permutation(platform.from_host(index), platform.from_host(inverse_permutation(counts.ravel(), local, ranks)))
 
 
 def _counts(counts: Any, experts_per_rank: int, num_ranks: int) -> np.ndarray:
