@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     from hyperep.platform.selection import get_platform, use_platform
     from hyperep.styles import (
         BaseExpertParallel,
+        ColwiseParallel,
         ExpertParallel,
         ExpertTensorParallel,
         ParallelStyle,
+        RowwiseParallel,
         TensorParallel,
+        parallelize_module,
     )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BaseExpertParallel": "hyperep.styles",
+    "ColwiseParallel": "hyperep.styles",
     "DeviceMesh": "hyperep.mesh",
     "DispatchContext": "hyperep.dispatch",
     "ExpertParallel": "hyperep.styles",
@@ -35,6 +39,7 @@ _HOME = {
     "ParallelStyle": "hyperep.styles",
     "Partial": "hyperep.placements",
     "Replicate": "hyperep.placements",
+    "RowwiseParallel": "hyperep.styles",
     "Shard": "hyperep.placements",
     "TensorParallel": "hyperep.styles",
     "combine": "hyperep.dispatch",
@@ -44,11 +49,13 @@ _HOME = {
     "distribute_tensor": "hyperep.distribute",
     "get_platform": "hyperep.platform.selection",
     "init_device_mesh": "hyperep.mesh",
+    "parallelize_module": "hyperep.styles",
     "use_platform": "hyperep.platform.selection",
 }
 
 __all__ = [
     "BaseExpertParallel",
+    "ColwiseParallel",
     "DeviceMesh",
     "DispatchContext",
     "ExpertParallel",
@@ -56,6 +63,7 @@ __all__ = [
     "ParallelStyle",
     "Partial",
     "Replicate",
+    "RowwiseParallel",
     "Shard",
     "TensorParallel",
     "combine",
@@ -65,6 +73,7 @@ __all__ = [
     "distribute_tensor",
     "get_platform",
     "init_device_mesh",
+    "parallelize_module",
     "use_platform",
 ]
 

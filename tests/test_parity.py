@@ -33,3 +33,27 @@ def test_partial_output_sums_to_the_whole(style, ep, tp):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_one_style_serves_two_layers(ranks):
     run(parity.one_style_serves_two_layers, ranks)
+
+
+PUBLISHED = [
+    *(("ep", 4, 1, config) for config in ("deepseek-v3", "mixtral-8x7b", "qwen3-30b-a3b")),
+    *(("etp", 2, 2, config) for config in ("deepseek-v3", "mixtral-8x7b", "qwen3-30b-a3b")),
+    ("tp", 1, 2, "deepseek-v3"),
+    ("plan", 2, 2, "deepseek-v3"),
+    ("plan", 1, 4, "deepseek-v3"),
+]
+
+
+@pytest.mark.parametrize(("style", "ep", "tp", "config"), PUBLISHED)
+def test_layers_of_published_models_agree(style, ep, tp, config):
+    run(lambda platform: parity.configured_layer_agrees(platform, style, ep, tp, config), ep * tp)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_pair_agrees(bias, ranks):
+    run(lambda platform: parity.linear_pair_agrees(platform, bias), ranks)
+
+
+def test_partial_rowwise_output_sums_to_the_whole():
+    run(parity.partial_rowwise_output_sums_to_the_whole, 2)

@@ -100,7 +100,8 @@ def _plan(platform: Platform[Any], routing: Routing, config: MoEConfig) -> Route
     num_experts = config.router.num_experts
     if config.capacity_factor is None:
         return plan_routes(platform, routing.experts, num_experts)
-    capacity = expert_capacity(*routing.experts.shape, num_experts, config.capacity_factor)
+    tokens, top_k = routing.experts.shape
+    capacity = expert_capacity(tokens, top_k, num_experts, config.capacity_factor)
     kept = kept_choices(platform, routing.experts, routing.scores, num_experts, capacity, config.drop_policy)
     return plan_routes(platform, routing.experts, num_experts, kept)
 

@@ -15,13 +15,18 @@ then divide the experts' gradients by ``R`` too.
 from hyperep.styles.expert import ExpertParallel
 from hyperep.styles.expert_base import BaseExpertParallel
 from hyperep.styles.expert_tensor import ExpertTensorParallel
+from hyperep.styles.linear import ColwiseParallel, RowwiseParallel
+from hyperep.styles.parallelize import parallelize_module
 from hyperep.styles.style import ParallelStyle
 from hyperep.styles.tensor import TensorParallel
 
 __all__ = [
     "BaseExpertParallel",
+    "ColwiseParallel",
     "ExpertParallel",
     "ExpertTensorParallel",
     "ParallelStyle",
+    "RowwiseParallel",
     "TensorParallel",
+    "parallelize_module",
 ]

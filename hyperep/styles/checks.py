@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from hyperep.mesh import DeviceMesh
-from hyperep.platform.protocol import Module
+from collections.abc import Mapping
 
-__all__ = ["require_experts", "require_mesh"]
+from hyperep.mesh import DeviceMesh
+from hyperep.platform.protocol import Module, Parameter
+
+__all__ = ["require_experts", "require_mesh", "require_whole"]
 
 
 def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
@@ -36,13 +38,7 @@ def require_experts(style: str, module: Module, mesh: DeviceMesh) -> int:
     parameters = mesh.platform.parameters(module)
     if not parameters:
         raise ValueError(f"{style}: the module has no parameters; apply the style to the module that holds the experts")
-    for name, parameter in parameters.items():
-        sharding = mesh.platform.sharding(parameter)
-        if sharding is not None:
-            raise ValueError(
-                f"{style}: parameter {name!r} is distributed already, as {list(sharding.placements)}; "
-                "a style is applied once, to a module with whole parameters, and before data parallelism"
-            )
+    require_whole(style, parameters, mesh)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     sizes = {shape[0] if len(shape) > 1 else None for shape in shapes.values()}
     if None in sizes or len(sizes) != 1:
@@ -51,3 +47,18 @@ def require_experts(style: str, module: Module, mesh: DeviceMesh) -> int:
             f"{shapes}; apply the style to the experts, not to the layer around them"
         )
     return next(int(size) for size in sizes if size is not None)
+
+
+def require_whole(style: str, parameters: Mapping[str, Parameter], mesh: DeviceMesh) -> None:
+    """Check that no parameter is distributed yet.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, parameter in parameters.items():
+        sharding = mesh.platform.sharding(parameter)
+        if sharding is not None:
+            raise ValueError(
+                f"{style}: parameter {name!r} is distributed already, as {list(sharding.placements)}; "
+                "a style is applied once, to a module with whole parameters, and before data parallelism"
+            )

@@ -52,7 +52,9 @@ def _made(platform, config, seed=7):
     for buffer in platform.buffers(layer).values():
         bias = 0.3 * rows(99, config.router.num_experts)
         platform.assign(buffer, platform.from_host(bias))
-    weights = {name: platform.to_host(platform.local(p))[0].astype(float) for name, p in platform.parameters(layer).items()}
+    parameters = platform.parameters(layer)
+    values = platform.to_host(*(platform.local(parameter) for parameter in parameters.values()))
+    weights = {name: value.astype(float) for name, value in zip(parameters, values, strict=True)}
     return layer, weights, bias
 
 

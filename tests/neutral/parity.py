@@ -5,7 +5,7 @@ import numpy as np
 from measure import fill_weights, forward_backward, relative, replaced, rows
 
 import hyperep
-from hyperep.moe import GroupedExperts, MoE
+from hyperep.moe import PRESETS, GroupedExperts, Linear, MoE, MoEConfig, RouterConfig, build_moe
 from hyperep.sharding import gather_tensor
 
 DIM, HIDDEN, EXPERTS, TOP_K = 8, 12, 8, 2
@@ -22,31 +22,51 @@ def make_style(platform, style, ep, tp, **options):
     return classes[style](**options), hyperep.init_device_mesh(platform, shape, names)
 
 
-def errors(platform, style, ep, tp):
+CONFIGS = {
+    "plain": MoEConfig(dim=DIM, hidden_dim=HIDDEN, router=RouterConfig(num_experts=EXPERTS, top_k=TOP_K)),
+    **{
+        name: PRESETS[name].config.scaled_down(dim=DIM, hidden_dim=HIDDEN, num_experts=32)
+        for name in ("deepseek-v3", "mixtral-8x7b", "qwen3-30b-a3b")
+    },
+}
+PLAN = {
+    "experts": hyperep.ExpertTensorParallel(),
+    "shared_*.w[13]": hyperep.ColwiseParallel(),
+    "shared_*.w2": hyperep.RowwiseParallel(),
+}
+
+
+def errors(platform, style, ep, tp, config="plain"):
     """Relative errors of a sharded MoE layer, by what was compared.
 
     Data differ between ``ep`` ranks and are replicated over ``tp``. Each rank computes the reference by itself: the
     unsharded layer on the data of all ranks.
     """
-    applied, mesh = make_style(platform, style, ep, tp)
+    applied, mesh = make_style(platform, "etp" if style == "plan" else style, ep, tp)
     data_rank = mesh.get_local_rank("ep") if "ep" in mesh.mesh_dim_names else 0
     stops = np.cumsum(TOKENS[:ep])
     own = slice(stops[data_rank] - TOKENS[data_rank], stops[data_rank])
     x, cotangent = rows(1, stops[-1], DIM), rows(2, stops[-1], DIM)
 
-    layer = MoE(platform, DIM, HIDDEN, EXPERTS, TOP_K)
+    layer = build_moe(platform, CONFIGS[config])
     fill_weights(platform, layer)
+    for buffer in platform.buffers(layer).values():
+        platform.assign(buffer, platform.from_host(0.3 * rows(3, CONFIGS[config].router.num_experts)))
     expected = forward_backward(platform, layer, cotangent, x)
 
-    applied.apply(platform.named_modules(layer)["experts"], mesh)
+    if style == "plan":
+        hyperep.parallelize_module(layer, mesh, PLAN)
+    else:
+        applied.apply(platform.named_modules(layer)["experts"], mesh)
     out, grad_x, gradients = forward_backward(platform, layer, cotangent[own], x[own])
     found = {"output": relative(out, expected[0][own]), "input gradient": relative(grad_x, expected[1][own])}
     for name, parameter in platform.parameters(layer).items():
         gradient, sharding = platform.from_host(gradients[name]), platform.sharding(parameter)
         if sharding is not None:
             gradient = gather_tensor(gradient, sharding)
-        elif "ep" in mesh.mesh_dim_names:
-            gradient = platform.all_reduce(gradient, mesh.get_group("ep"))  # data parallel over ep, replicated over tp
+        if "ep" in mesh.mesh_dim_names and (sharding is None or "ep" not in sharding.mesh.mesh_dim_names):
+            # Data parallel over ep: this rank's tokens only. Replicated over tp: nothing to sum.
+            gradient = platform.all_reduce(gradient, mesh.get_group("ep"))
         found[name] = relative(platform.to_host(gradient)[0], expected[2][name])
     return found
 
@@ -56,6 +76,48 @@ def sharded_layer_agrees(platform, style, ep, tp):
     found = errors(platform, style, ep, tp)
     assert set(found) == {"output", "input gradient", "router.gate", "experts.w1", "experts.w2", "experts.w3"}
     assert max(found.values()) < 1e-5, found
+
+
+def configured_layer_agrees(platform, style, ep, tp, config):
+    """The same for the routing and the shared experts of published models."""
+    found = errors(platform, style, ep, tp, config)
+    assert ("shared_experts.w2.weight" in found) == (config == "deepseek-v3")
+    assert max(found.values()) < 1e-5, found
+
+
+def linear_pair_agrees(platform, bias):
+    """Column-wise, then row-wise, on inputs of three dims: output, input gradient, weights and biases."""
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("tp",))
+    x, cotangent = rows(1, 3, 4, DIM), rows(2, 3, 4, DIM)
+    first, second = Linear(platform, DIM, HIDDEN, bias=bias), Linear(platform, HIDDEN, DIM, bias=bias)
+    pair = platform.make_module(
+        "Pair", {}, lambda m, x: m.second(platform.xp.tanh(m.first(x))), children={"first": first, "second": second}
+    )
+    fill_weights(platform, pair)
+    expected = forward_backward(platform, pair, cotangent, x)
+    plan = {"first": hyperep.ColwiseParallel(), "second": hyperep.RowwiseParallel()}
+    hyperep.parallelize_module(pair, mesh, plan)
+    out, grad_x, gradients = forward_backward(platform, pair, cotangent, x)
+    assert relative(out, expected[0]) < 1e-5
+    assert relative(grad_x, expected[1]) < 1e-5
+    parameters = platform.parameters(pair)
+    assert len(parameters) == (4 if bias else 2)
+    for name, parameter in parameters.items():
+        whole = gather_tensor(platform.from_host(gradients[name]), platform.sharding(parameter))
+        assert relative(platform.to_host(whole)[0], expected[2][name]) < 1e-5, name
+
+
+def partial_rowwise_output_sums_to_the_whole(platform):
+    """``RowwiseParallel(output_layout=Partial())`` leaves the sum to the caller."""
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("tp",))
+    x = rows(1, 4, HIDDEN)
+    linear = Linear(platform, HIDDEN, DIM)
+    expected = platform.to_host(linear(platform.from_host(x)))[0]
+    hyperep.RowwiseParallel(output_layout=hyperep.Partial()).apply(linear, mesh)
+    part = HIDDEN // platform.world_size
+    term = linear(platform.from_host(x[:, platform.rank * part : (platform.rank + 1) * part]))
+    assert relative(platform.to_host(term)[0], expected) > 1e-2
+    assert relative(platform.to_host(platform.all_reduce(term))[0], expected) < 1e-5
 
 
 def backward_reduction_is_needed(platform, style, ep, tp):

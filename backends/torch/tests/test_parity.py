@@ -40,3 +40,17 @@ def test_partial_output_sums_to_the_whole(two, style, ep, tp):
 
 def test_one_style_serves_two_layers(two):
     two.run(parity.one_style_serves_two_layers)
+
+
+@pytest.mark.parametrize("config", ["deepseek-v3", "mixtral-8x7b", "qwen3-30b-a3b"])
+def test_layers_of_published_models_agree(four, config):
+    four.run(parity.configured_layer_agrees, "plan" if config == "deepseek-v3" else "etp", 2, 2, config)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_pair_agrees(two, bias):
+    two.run(parity.linear_pair_agrees, bias)
+
+
+def test_partial_rowwise_output_sums_to_the_whole(two):
+    two.run(parity.partial_rowwise_output_sums_to_the_whole)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ColwiseParallel`` and ``RowwiseParallel``: tensor parallelism of two-dimensional weights (arXiv:1909.08053)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.mesh import DeviceMesh
+from hyperep.placements import Partial, Placement, Replicate, Shard
+from hyperep.platform.protocol import Module
+from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.checks import require_mesh, require_whole
+from hyperep.styles.style import ParallelStyle
+
+__all__ = ["ColwiseParallel", "RowwiseParallel"]
+
+
+class ColwiseParallel(ParallelStyle):
+    """Each rank holds some rows of the weight, and computes some features of the output.
+
+    ============= ===========================================================================================
+    mesh          1-D ``tp``
+    weights       ``weight`` ``[out, in]``: ``Shard(0)``; ``bias`` ``[out]``: ``Shard(0)``
+    input         replicated over ``tp``
+    output        this rank's features: ``Shard`` of the last dim, as :class:`RowwiseParallel` takes it
+    backward      input gradient all-reduced over ``tp``
+    ============= ===========================================================================================
+
+    Example:
+        >>> import hyperep
+        >>> from hyperep.loopback import run
+        >>> from hyperep.moe import Linear
+        >>> def sharded(platform):
+        ...     mesh = hyperep.init_device_mesh(platform, (2,), ("tp",))
+        ...     linear = hyperep.ColwiseParallel().apply(Linear(platform, 8, 6), mesh)
+        ...     return linear(platform.xp.ones((5, 8))).shape
+        >>> run(sharded, world_size=2)
+        [(5, 3), (5, 3)]
+    """
+
+    mesh_dim_names: tuple[str, ...] = ("tp",)
+
+    def apply(self, module: Module, mesh: DeviceMesh) -> Module:
+        """Shard *module*, which has a parameter ``weight`` ``[out, in]`` and perhaps ``bias`` ``[out]``.
+
+        Raises:
+            ValueError: the mesh has other dimensions, ``out`` is not divisible, or the parameters are others or are
+                distributed already.
+        """
+        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
+        names = _require_linear(type(self).__name__, module, mesh, 0)
+        for name in names:
+            distribute_parameter(module, name, mesh, [Shard(0)])
+        group, platform = mesh.get_group(), mesh.platform
+
+        def sliced(inner: Callable[..., Any], x: Any, *inputs: Any, **kwargs: Any) -> Any:
+            return inner(platform.copy_to_group(x, group), *inputs, **kwargs)
+
+        platform.wrap_forward(module, sliced)
+        return module
+
+
+class RowwiseParallel(ParallelStyle):
+    """Each rank holds some columns of the weight, and computes one term of the output.
+
+    ============= ===========================================================================================
+    mesh          1-D ``tp``
+    weights       ``weight`` ``[out, in]``: ``Shard(1)``; ``bias`` ``[out]``: ``Replicate()``
+    input         this rank's features: ``Shard`` of the last dim, as :class:`ColwiseParallel` gives it
+    output        replicated, after an all-reduce of the terms; or ``Partial`` on request
+    backward      exact, without communication; the bias gets the same gradient on all ranks of ``tp``
+    ============= ===========================================================================================
+
+    A module with a bias is called with the keyword ``reduce``, as :func:`hyperep.moe.Linear` takes it, so that the
+    terms are summed before the bias is added.
+
+    Args:
+        output_layout: ``Replicate()``, or ``Partial()`` for callers that reduce (or reduce-scatter) themselves.
+    """
+
+    mesh_dim_names: tuple[str, ...] = ("tp",)
+
+    def __init__(self, *, output_layout: Placement | None = None) -> None:
+        if output_layout not in (None, Replicate(), Partial()):
+            raise ValueError(f"output_layout={output_layout!r}: choose Replicate() or Partial()")
+        self.output_layout = output_layout
+
+    def apply(self, module: Module, mesh: DeviceMesh) -> Module:
+        """Shard *module*, which has a parameter ``weight`` ``[out, in]`` and perhaps ``bias`` ``[out]``.
+
+        Raises:
+            ValueError: the mesh has other dimensions, ``in`` is not divisible, there is a bias but the output is to be
+                partial, or the parameters are others or are distributed already.
+        """
+        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
+        names = _require_linear(type(self).__name__, module, mesh, 1)
+        partial, biased = self.output_layout == Partial(), "bias" in names
+        if partial and biased:
+            raise ValueError(
+                "RowwiseParallel(output_layout=Partial()) on a module with a bias: each rank would add it, and the sum "
+                "of the terms would hold it more than once; leave the bias out and add it after your reduction"
+            )
+        distribute_parameter(module, "weight", mesh, [Shard(1)])
+        if biased:
+            distribute_parameter(module, "bias", mesh, [Replicate()])
+        group, platform = mesh.get_group(), mesh.platform
+
+        def reduce(term: Any) -> Any:
+            return platform.reduce_from_group(term, group)
+
+        def sliced(inner: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
+            if biased:
+                return inner(*inputs, reduce=reduce, **kwargs)
+            term = inner(*inputs, **kwargs)
+            return term if partial else reduce(term)
+
+        platform.wrap_forward(module, sliced)
+        return module
+
+
+def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int) -> tuple[str, ...]:
+    """The names of a linear module's parameters; checked before anything is changed."""
+    parameters = own_parameters(mesh.platform, module)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    fits = (
+        len(shapes.get("weight", ())) == 2 and shapes.get("bias", shapes.get("weight", ())[:1]) == shapes["weight"][:1]
+    )
+    if not fits or not set(shapes) <= {"weight", "bias"}:
+        raise ValueError(
+            f"{style}: the module must have parameters 'weight' [out, in] and perhaps 'bias' [out], but has {shapes}; "
+            "for experts use TensorParallel, for other modules apply the style to the linear modules in them"
+        )
+    require_whole(style, parameters, mesh)
+    size, ranks = shapes["weight"][dim], mesh.size()
+    if size % ranks:
+        what = ("out", "in")[dim]
+        raise ValueError(
+            f"{style}: {what}={size} features of weight {shapes['weight']} are not divisible by the tp dimension "
+            f"{ranks}; choose a multiple of {ranks}, or a tp size that divides {size}"
+        )
+    return tuple(shapes)

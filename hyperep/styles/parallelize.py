@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``parallelize_module``: a plan of styles for a whole model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from hyperep.mesh import DeviceMesh
+from hyperep.platform.protocol import Module
+from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.style import ParallelStyle
+
+__all__ = ["parallelize_module"]
+
+_NEAR_PATHS = 5
+
+
+def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | Mapping[str, ParallelStyle]) -> Module:
+    """Apply styles to the parts of *module* that a plan names. Collective over the mesh.
+
+    Args:
+        module: a native module of the mesh's platform.
+        mesh: a hyperep mesh or a native one. A style that names fewer dimensions than the mesh has gets the sub-mesh
+            of those.
+        plan: a style for the module itself; or styles by the dotted path of a part, in which each segment may be a
+            pattern as of a shell: ``layers.*.moe.experts``, ``layers.[01].attention.w[qkv]``. A ``*`` stays within its
+            segment, and ``""`` is the module itself.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: a pattern matches nothing (the message names the nearest paths), or two match the same part.
+            Nothing has been changed then. Whatever the styles raise.
+
+    Example:
+        >>> import hyperep
+        >>> from hyperep.loopback import run
+        >>> from hyperep.moe import MoEConfig, RouterConfig, build_moe
+        >>> config = MoEConfig(
+        ...     dim=8, hidden_dim=4, router=RouterConfig(num_experts=4, top_k=2), num_shared_experts=1
+        ... )
+        >>> plan = {
+        ...     "experts": hyperep.ExpertTensorParallel(),
+        ...     "shared_experts.w[13]": hyperep.ColwiseParallel(),
+        ...     "shared_experts.w2": hyperep.RowwiseParallel(),
+        ... }
+        >>> def sharded(platform):
+        ...     mesh = hyperep.init_device_mesh(platform, (2, 2), ("ep", "tp"))
+        ...     layer = hyperep.parallelize_module(build_moe(platform, config), mesh, plan)
+        ...     return {path: platform.local(p).shape for path, p in platform.parameters(layer).items()}
+        >>> shapes = run(sharded, world_size=4)[0]
+        >>> shapes["experts.w1"], shapes["shared_experts.w1.weight"], shapes["shared_experts.w2.weight"]
+        ((2, 2, 8), (2, 8), (8, 2))
+    """
+    mesh = adopt_mesh(mesh)
+    parts = mesh.platform.named_modules(module)
+    styles = {"": plan} if isinstance(plan, ParallelStyle) else dict(plan)
+    matched: dict[str, str] = {}
+    for pattern in styles:
+        paths = [path for path in parts if _matches(path, pattern)]
+        if not paths:
+            raise ValueError(f"plan entry {pattern!r} matches no part of the module; {_near(pattern, parts)}")
+        for path in paths:
+            if path in matched:
+                raise ValueError(
+                    f"plan entries {matched[path]!r} and {pattern!r} both match {path!r}; a part gets one style, so "
+                    "make one of them narrower"
+                )
+            matched[path] = pattern
+    for path, pattern in matched.items():
+        style = styles[pattern]
+        style.apply(parts[path], _mesh_for(style, mesh))
+    return module
+
+
+def _matches(path: str, pattern: str) -> bool:
+    segments, patterns = path.split("."), pattern.split(".")
+    return len(segments) == len(patterns) and all(map(fnmatchcase, segments, patterns))
+
+
+def _near(pattern: str, parts: Mapping[str, Module]) -> str:
+    """The paths that were perhaps meant, for people to read."""
+    paths = [path for path in parts if path]
+    near = difflib.get_close_matches(pattern, paths, n=_NEAR_PATHS, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(map(repr, near))}?"
+    shown = ", ".join(map(repr, paths[:_NEAR_PATHS])) or "none, so use the pattern ''"
+    return f"its parts are {shown}" + (f" and {len(paths) - _NEAR_PATHS} more" if len(paths) > _NEAR_PATHS else "")
+
+
+def _mesh_for(style: ParallelStyle, mesh: DeviceMesh) -> DeviceMesh:
+    names = getattr(style, "mesh_dim_names", None)
+    if names is None or mesh.mesh_dim_names is None or not set(names) < set(mesh.mesh_dim_names):
+        return mesh
+    return mesh[tuple(names)]
