@@ -154,10 +154,10 @@ class _File:
         if not path.is_file():
             raise FileNotFoundError(f"the checkpoint's file {path} is gone; use another checkpoint")
         try:
-            self._open: Any = safe_open(path, framework="numpy")
+            opened: Any = safe_open(path, framework="numpy")
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {error}; use another checkpoint") from error
-        self.names = list(self._open.keys())
+        self._open, self.names = opened, list(opened.keys())
 
     def __enter__(self) -> _File:
         self._open.__enter__()

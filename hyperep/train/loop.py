@@ -16,7 +16,9 @@ import numpy as np
 from hyperep.platform.protocol import Platform
 from hyperep.train import checkpoint
 from hyperep.train.batches import global_batch
+from hyperep.train.environment import describe_environment
 from hyperep.train.metrics import MetricsWriter, read_metrics, record_of
+from hyperep.train.outputs import write_outputs
 from hyperep.train.progress import show_progress
 from hyperep.train.settings import Settings
 from hyperep.train.summary import summarize
@@ -81,7 +83,19 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
                 checkpoint.save(out / checkpoint.DIRECTORY, platform, state, chosen)
 
     verdict = agree(platform, reference) if reference is not None else None
-    return summarize(chosen, records, verdict)
+    summary = summarize(chosen, records, verdict)
+    if platform.rank == 0:
+        write_outputs(
+            out,
+            settings=chosen,
+            text=text,
+            records=records,
+            summary=summary,
+            verdict=verdict,
+            parameters=sum(math.prod(parameter.shape) for parameter in state.parameters.values()),
+            environment=describe_environment(platform),
+        )
+    return summary
 
 
 def require_same_text(platform: Platform[Any], text: Text) -> None:

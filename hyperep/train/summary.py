@@ -18,7 +18,8 @@ def summarize(settings: Settings, records: Sequence[dict[str, Any]], verdict: Ve
     """Plain data about a finished run.
 
     Returns:
-        ``first_loss`` and ``last_loss``; ``tokens_per_s``, the median of the steps; ``load_imbalance``, the mean of the
+        ``first_loss`` and ``last_loss``; ``tokens_per_s``, the median of the steps; ``seconds``, the sum
+        of them; ``load_imbalance``, the mean of the
         last tenth of them; ``verified``, which is ``None`` if nobody asked; and ``lines``, which say it to people.
     """
     first, last = records[0], records[-1]
@@ -28,6 +29,7 @@ def summarize(settings: Settings, records: Sequence[dict[str, Any]], verdict: Ve
         "first_loss": first["loss"],
         "last_loss": last["loss"],
         "tokens_per_s": statistics.median(record["tokens_per_s"] for record in records),
+        "seconds": sum(settings.batch_tokens / record["tokens_per_s"] for record in records),
         "load_imbalance": statistics.fmean(imbalance(record) for record in tail),
         "verified": verdict and verdict.passed,
         "largest_deviation": verdict and verdict.largest_deviation,

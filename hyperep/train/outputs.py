@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished run leaves for people: its pictures and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperep.train.pictures import expert_load_picture, loss_picture
+from hyperep.train.report import report_page
+from hyperep.train.settings import Settings
+from hyperep.train.text import Text
+from hyperep.train.themes import DARK, LIGHT
+from hyperep.train.verify import Verdict
+
+__all__ = ["REPORT", "write_outputs"]
+
+REPORT = "report.html"
+_STYLE_NAMES = {"ep": "expert parallelism", "tp": "tensor parallelism", "etp": "expert and tensor parallelism"}
+
+
+def write_outputs(
+    out: Path,
+    *,
+    settings: Settings,
+    text: Text,
+    records: Sequence[dict[str, Any]],
+    summary: Mapping[str, Any],
+    verdict: Verdict | None,
+    parameters: int,
+    environment: Mapping[str, str],
+) -> None:
+    """Write ``loss.png``, ``expert_load.png`` and ``report.html`` to *out*; on one rank only."""
+    ranks = int(environment["Ranks"])
+    owners = 1 if settings.style == "tp" else ranks // settings.tp
+    loss = {theme.name: loss_picture(records, theme) for theme in (LIGHT, DARK)}
+    load = {theme.name: expert_load_picture(records, owners=owners, theme=theme) for theme in (LIGHT, DARK)}
+    (out / "loss.png").write_bytes(loss[LIGHT.name])
+    (out / "expert_load.png").write_bytes(load[LIGHT.name])
+    bits = summary["last_loss"] / math.log(2)
+    page = report_page(
+        title="hyperep training run",
+        headline=(
+            f"A byte-level language model of {parameters:,} parameters, {settings.layers} layers of {settings.experts} "
+            f"experts with top-{settings.top_k} routing, trained with {_STYLE_NAMES[settings.style]} over {ranks} "
+            f"{'rank' if ranks == 1 else 'ranks'} of the platform {environment['Platform']}."
+        ),
+        figures=[
+            (
+                "Final loss",
+                f"{summary['last_loss']:.4f}",
+                f"from {summary['first_loss']:.4f}; {bits:.2f} bits per byte",
+            ),
+            ("Throughput", f"{summary['tokens_per_s']:,.0f}", "tokens per second, median of the steps"),
+            (
+                "Load imbalance",
+                f"{summary['load_imbalance']:.2f}",
+                "max / mean of the worst layer, last tenth; 1 is even",
+            ),
+            ("Steps", f"{summary['steps']:,}", f"{summary['steps'] * settings.batch_tokens:,} tokens"),
+        ],
+        verdict=None if verdict is None else (verdict.passed, _sentence(verdict.describe())),
+        pictures=[
+            ("Training loss", "Mean cross entropy of each step's batch over all ranks, before the update.", loss),
+            (
+                "Expert load over the steps",
+                "Rows that each expert got, over all ranks. An even share is 1; experts are named by their number, and "
+                "lines part those of different ranks.",
+                load,
+            ),
+        ],
+        tables=[
+            ("Final figures", _final_figures(records[-1], summary, verdict)),
+            ("Settings", _settings(settings, text)),
+            ("Environment", environment),
+        ],
+    )
+    (out / REPORT).write_text(page, encoding="utf-8")
+
+
+def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict: Verdict | None) -> dict[str, str]:
+    rows = {
+        "Loss, first step": f"{summary['first_loss']:.6f}",
+        "Loss, last step": f"{summary['last_loss']:.6f}",
+        "Gradient norm, last step": f"{last['gradient_norm']:.4f}",
+        "Tokens per second, median": f"{summary['tokens_per_s']:,.0f}",
+        "Time of the steps": f"{summary['seconds']:,.1f} s",
+    }
+    for layer, load in enumerate(last["layer_load"]):
+        rows[f"Rows per expert, layer {layer}"] = " ".join(str(n) for n in load)
+    if verdict is not None:
+        rows["Largest deviation"] = f"{verdict.largest_deviation:.2e} at step {verdict.step}"
+    return rows
+
+
+def _settings(settings: Settings, text: Text) -> dict[str, str]:
+    shown = {name.replace("_", " "): str(value) for name, value in settings.as_dict().items() if value is not None}
+    shown["text"] = f"{text.source}: {len(text.tokens):,} bytes of {text.files:,} files, SHA-256 {text.digest[:16]}"
+    return shown
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
