@@ -52,7 +52,7 @@ class DeviceKind:
         if index >= count:
             raise ValueError(
                 f"local rank {index} has no {self.type} device of its own: this machine has {count}; launch at most "
-                f"{count} ranks here, or choose device='cpu'"
+                f"{count} ranks here, or choose device='cpu' (HYPEREP_TORCH_DEVICE=cpu)"
             )
         self.module.set_device(index)
         return torch.device(self.type, index)

@@ -16,7 +16,10 @@ import torch.distributed as dist
 from hyperep_torch.device import KINDS, DeviceKind, choose_kind
 from hyperep_torch.groups import SELF
 
-__all__ = ["World", "join_world"]
+__all__ = ["DEVICE_VARIABLE", "World", "ensure_process_group", "join_world"]
+
+DEVICE_VARIABLE = "HYPEREP_TORCH_DEVICE"
+"""Environment variable: the kind of device to use where the program does not say it."""
 
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -39,8 +42,8 @@ def join_world(device: str | None = None, timeout: float = 600.0, kinds: Sequenc
     """Join the process group that is there, else the launch that the environment describes, else be a single rank.
 
     Args:
-        device: kind of device, ``"cpu"`` or ``"cuda"``. By default that of the process group that is there; without
-            one, CUDA where there is a CUDA device, and the CPU otherwise.
+        device: kind of device, ``"cpu"`` or ``"cuda"``. By default what ``HYPEREP_TORCH_DEVICE`` says; else that of the
+            process group that is there; else CUDA where there is a CUDA device, and the CPU otherwise.
         timeout: deadline in seconds of collectives, for the groups that are made here.
         kinds: the kinds of devices to choose from, in order of preference.
 
@@ -49,6 +52,7 @@ def join_world(device: str | None = None, timeout: float = 600.0, kinds: Sequenc
             half a launch.
     """
     deadline = timedelta(seconds=timeout)
+    device = device or os.environ.get(DEVICE_VARIABLE) or None
     if dist.is_initialized():
         kind = _kind_of_default_group(device, kinds)
         return _world(kind, kind.bind(_local_rank()), deadline)
