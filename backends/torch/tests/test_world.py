@@ -59,7 +59,7 @@ def test_a_rank_has_a_device_of_its_own_or_an_error(monkeypatch):
     assert CUDA.bind(None) == torch.device("cuda", 1)
     assert bound == [0, 1]
     with pytest.raises(
-        ValueError, match=r"local rank 2 has no cuda device of its own: this machine has 2; .* HYPEREP_TORCH_DEVICE=cpu"
+        ValueError, match=r"local rank 2 has no cuda device of its own: this machine has 2; .*HYPEREP_TORCH_DEVICE=cpu"
     ):
         CUDA.bind(2)
 
