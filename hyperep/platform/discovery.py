@@ -37,28 +37,50 @@ def discover() -> list[Origin]:
     """Return an origin per entry point of the group ``hyperep.platforms`` on ``sys.path``.
 
     A distribution that lies on the path twice (a source tree with its build metadata, beside the installed one) counts
-    once, and the first one wins, as it does for ``import``. Nothing is imported, so nothing of a plugin can fail here.
+    once, and the first one wins, as it does for ``import``. Nothing is imported; entry points that cannot be
+    read become an origin whose ``load`` says so.
     """
     origins: list[Origin] = []
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        entry_points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
-        if not entry_points:
+        if ENTRY_POINT_GROUP not in _text(distribution, "entry_points.txt"):
             continue
         name, version = _identity(distribution)
         normalised = re.sub(r"[-_.]+", "-", name).lower()
         if normalised in seen:
             continue
         seen.add(normalised)
-        origins += [
-            Origin(name=e.name, distribution=name, version=version, value=e.value, load=e.load) for e in entry_points
-        ]
+        origins += _origins(distribution, name, version)
     return origins
+
+
+def _origins(distribution: metadata.Distribution, name: str, version: str) -> list[Origin]:
+    try:
+        return [
+            Origin(name=e.name, distribution=name, version=version, value=e.value, load=e.load)
+            for e in distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+        ]
+    except Exception as error:
+        fault = ValueError(f"entry_points.txt of {name} {version} cannot be read: {type(error).__name__}: {error}")
+
+        def load() -> object:
+            raise fault from None
+
+        # Which platform it would have supplied is unknown; under its own name it is at least seen.
+        return [Origin(name=name, distribution=name, version=version, value="entry_points.txt", load=load)]
+
+
+def _text(distribution: metadata.Distribution, file: str) -> str:
+    """Read a file of the metadata; one that is absent, or is no text, is empty."""
+    try:
+        return distribution.read_text(file) or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
     """Name and version, also for a distribution whose METADATA file is missing or has neither."""
-    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    text = _text(distribution, "METADATA") or _text(distribution, "PKG-INFO")
     fields = dict(re.findall(r"^(Name|Version):[ \t]*(.+?)[ \t]*$", text, flags=re.MULTILINE))
     if "Name" in fields:
         return fields["Name"], fields.get("Version", "")

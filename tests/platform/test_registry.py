@@ -39,6 +39,28 @@ def test_distribution_without_metadata_file_is_found_and_named(site):
     assert (found.distributions, found.versions) == (("hyperep_alpha",), ("3.1",))
 
 
+def test_unreadable_entry_points_are_broken_where_they_are_ours_and_ignored_where_they_are_not(site):
+    site.install("alpha")
+    for distribution, group in (("ours", "hyperep.platforms"), ("theirs", "console_scripts")):
+        info = site.folder / f"{distribution}-1.0.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text(f"[{group}]\nno equals sign\n")
+    alpha, ours = Registry().candidates()
+    assert (alpha.name, alpha.state) == ("alpha", State.VIABLE)
+    assert (ours.name, ours.state) == ("ours", State.BROKEN)
+    assert "entry_points.txt of ours 1.0 cannot be read" in ours.summary
+
+
+def test_metadata_that_is_no_text_does_not_stop_the_search(site):
+    site.install("alpha", version="3.1")
+    (site.folder / "hyperep_alpha-3.1.dist-info" / "METADATA").write_bytes(b"\xff\xfe\x00")
+    garbage = site.folder / "garbage-1.0.dist-info"
+    garbage.mkdir()
+    (garbage / "entry_points.txt").write_bytes(b"\xff\xfe[hyperep.platforms]")
+    (found,) = Registry().candidates()
+    assert (found.name, found.distributions, found.state) == ("alpha", ("hyperep_alpha",), State.VIABLE)
+
+
 def test_distribution_that_is_on_the_path_twice_is_no_conflict(site, tmp_path, monkeypatch):
     site.install("alpha", version="2.0")
     second = tmp_path / "second"
