@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperep.dispatch import DispatchContext, combine, dispatch
     from hyperep.distribute import distribute_module, distribute_parameter, distribute_tensor
     from hyperep.mesh import DeviceMesh, init_device_mesh
     from hyperep.placements import Partial, Replicate, Shard
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         TensorParallel,
         parallelize_module,
     )
+    from hyperep.token_dispatch import DispatchContext, combine, dispatch
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOME = {
     "BaseExpertParallel": "hyperep.styles",
     "ColwiseParallel": "hyperep.styles",
     "DeviceMesh": "hyperep.mesh",
-    "DispatchContext": "hyperep.dispatch",
+    "DispatchContext": "hyperep.token_dispatch",
     "ExpertParallel": "hyperep.styles",
     "ExpertTensorParallel": "hyperep.styles",
     "ParallelStyle": "hyperep.styles",
@@ -42,8 +42,8 @@ _HOME = {
     "RowwiseParallel": "hyperep.styles",
     "Shard": "hyperep.placements",
     "TensorParallel": "hyperep.styles",
-    "combine": "hyperep.dispatch",
-    "dispatch": "hyperep.dispatch",
+    "combine": "hyperep.token_dispatch",
+    "dispatch": "hyperep.token_dispatch",
     "distribute_module": "hyperep.distribute",
     "distribute_parameter": "hyperep.distribute",
     "distribute_tensor": "hyperep.distribute",
