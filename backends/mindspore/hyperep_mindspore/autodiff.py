@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``custom_vjp`` and ``vjp`` on MindSpore's PyNative tape.
+
+``mindspore.vjp`` records while it evaluates, and its pullback runs the backward of the graph **recorded last**: with
+two pullbacks open, calling the older one first gives the gradients of the younger, or an error. So the recordings are
+counted here, and a pullback whose turn it is not records its function again first. That is always right, and costs a
+second forward only where pullbacks are called out of order.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, ops
+
+from hyperep.platform.protocol import Backward, Forward
+from hyperep_mindspore import private_names
+
+__all__ = ["custom_vjp", "vjp"]
+
+
+def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
+    """A differentiable function made of *forward* and *backward*; see the protocol."""
+
+    class CustomVjp(private_names.custom_function):
+        """One call; a class of its own, because MindSpore passes tensors to ``forward`` and nothing else.
+
+        Cotangents of outputs that were not used are materialised as zeros by MindSpore.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Any:
+            outputs, residuals = forward(*inputs)
+            ctx.save_for_backward(*residuals)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+            needed = tuple(ctx.needs_input_grad)
+            gradients = backward(tuple(ctx.saved_tensors or ()), cotangents, needed)
+            return tuple(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
+
+    return lambda *inputs: CustomVjp.apply(*inputs)
+
+
+def vjp(
+    function: Callable[..., Any], *primals: Tensor, parameters: Sequence[Parameter] = ()
+) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """Evaluate *function* and return its outputs and its pullback; see the protocol."""
+    recording = _Recording(function, _distinct(primals), tuple(parameters))
+    outputs = recording.record()
+    count = len(outputs) if isinstance(outputs, tuple) else 1
+
+    def pullback(*cotangents: Tensor) -> tuple[Tensor, ...]:
+        if len(cotangents) != count:
+            raise ValueError(f"{len(cotangents)} cotangents for {count} outputs; give one for each")
+        return recording.pull(cotangents)
+
+    return outputs, pullback
+
+
+class _Open:
+    """A graph that MindSpore still holds."""
+
+    def __init__(self, owner: _Recording) -> None:
+        self.owner = weakref.ref(owner)
+
+
+_open_graphs: list[_Open] = []
+"""The graphs that were recorded and not pulled back, oldest first, as the executor has them: one stack per process."""
+
+
+class _Recording:
+    """A function, its inputs, and MindSpore's pullback of it."""
+
+    def __init__(
+        self, function: Callable[..., Any], primals: tuple[Tensor, ...], parameters: tuple[Parameter, ...]
+    ) -> None:
+        self._function = function
+        self._primals = primals
+        self._parameters = parameters
+        self._pullback: Callable[..., Any] | None = None
+
+    def record(self) -> Any:
+        """Evaluate the function with the tape on, as the youngest graph."""
+        _release_abandoned()
+        error: BaseException | None = None
+
+        def guarded(*inputs: Tensor) -> Any:
+            nonlocal error
+            try:
+                return self._function(*inputs)
+            except BaseException as raised:
+                # An exception that passes through the executor leaves it recording for ever.
+                error = raised
+                return ops.zeros((1,), dtype=ms.float32)
+
+        weights = [p for p in self._parameters if p.requires_grad]
+        outputs, self._pullback = ms.vjp(guarded, *self._primals, weights=weights or None)
+        if error is not None:
+            # The constant depends on nothing, so this runs no backward; it ends the graph.
+            self._pullback(ops.zeros((1,), dtype=ms.float32))
+            raise error
+        _open_graphs.append(_Open(self))
+        return outputs
+
+    def pull(self, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The gradients of primals and parameters; see the module's docstring for the order."""
+        if not _open_graphs or _open_graphs[-1].owner() is not self:
+            self.record()
+        _open_graphs.pop()
+        assert self._pullback is not None
+        gradients, weight_gradients = self._pullback(*cotangents), ()
+        if any(p.requires_grad for p in self._parameters):
+            gradients, weight_gradients = gradients
+        found = iter(weight_gradients)
+        return (
+            *(_present(g, x) for g, x in zip(gradients, self._primals, strict=True)),
+            *(_present(next(found) if p.requires_grad else None, p) for p in self._parameters),
+        )
+
+
+def _release_abandoned() -> None:
+    """Free the graphs of pullbacks that nobody can call any more, if there are no others."""
+    if _open_graphs and not private_names.is_recording() and all(graph.owner() is None for graph in _open_graphs):
+        private_names.abandon_graphs()
+        _open_graphs.clear()
+
+
+def _distinct(primals: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The primals, where a tensor given twice becomes two: MindSpore would add up its gradients."""
+    seen: set[int] = set()
+    result = []
+    for primal in primals:
+        result.append(primal.copy() if id(primal) in seen else primal)
+        seen.add(id(primal))
+    return tuple(result)
+
+
+def _present(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return ops.zeros(like.shape, like.dtype) if gradient is None else gradient

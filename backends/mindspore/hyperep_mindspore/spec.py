@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this plugin says about itself before MindSpore is imported."""
+
+from __future__ import annotations
+
+from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.hookspecs import hookimpl
+from hyperep.platform.spec import API_VERSION, PlatformSpec
+
+__all__ = ["CAPABILITIES", "hyperep_platform_spec"]
+
+CAPABILITIES = {
+    **dict.fromkeys(Capability, Support.FULL),
+    # Built from MindSpore's own products and gathers, one group at a time, on every device.
+    Capability.GROUPED_MATMUL: Support.EMULATED,
+    # MindSpore's PyNative executor is one object of the process, with one stack of graphs.
+    Capability.THREADS: Support.UNSUPPORTED,
+}
+"""What MindSpore can do on its best device; a platform object states what it declares less on the one at hand."""
+
+
+@hookimpl
+def hyperep_platform_spec() -> PlatformSpec:
+    """Describe the ``mindspore`` platform."""
+    return PlatformSpec(
+        name="mindspore",
+        api_version=API_VERSION,
+        factory="hyperep_mindspore.platform:join",
+        probe="hyperep_mindspore.probe:probe",
+        description="MindSpore in PyNative mode: CPU, and Ascend with HCCL",
+        install_hint="pip install hyperep-mindspore",
+        priority=50,
+        capabilities=CAPABILITIES,
+        launcher="hyperep_mindspore.launcher:launcher",
+    )
