@@ -32,7 +32,9 @@ class Group:
             ValueError: this process is not one of them.
         """
         if self.rank < 0:
-            raise ValueError(f"this rank is not a member of the group of ranks {list(self.ranks)}; only members may use it")
+            raise ValueError(
+                f"this rank is not a member of the group of ranks {list(self.ranks)}; only members may use it"
+            )
         return len(self.ranks)
 
 

@@ -36,7 +36,7 @@ class MindSporeLauncher(Launcher):
             "MS_TOPO_TIMEOUT": str(_JOIN_SECONDS),
             "RANK_SIZE": str(ranks),
             # Errors only: at the default level each rank reports how it looks for the scheduler.
-            "GLOG_v": os.environ.get("GLOG_v", "3"),
+            "GLOG_v": os.environ.get("GLOG_v", "3"),  # noqa: SIM112 - MindSpore spells it so
         }
         scheduler = Auxiliary(
             name="scheduler",
