@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the Ascend platform's tests. They run on real devices, or on the emulated one:
+
+PYTHONPATH=backends/torch_npu/emulator python -m npu_emulator run -- pytest backends/torch_npu/tests
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+EMULATED = int(os.environ.get("EMULATED_NPUS", "0")) > 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker, and say at once how to start the tests if there is no device."""
+    config.addinivalue_line("markers", "emulator: a test of the emulated device itself; skipped on real devices")
+    try:
+        import torch
+
+        devices = torch.npu.device_count()
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise pytest.UsageError(
+            f"torch_npu cannot be used here ({error}); without Ascend hardware, run the tests on the emulated device: "
+            "PYTHONPATH=backends/torch_npu/emulator python -m npu_emulator run -- pytest backends/torch_npu/tests"
+        ) from error
+    if not devices:
+        raise pytest.UsageError("torch_npu sees no device")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip on real devices what tests the emulated one."""
+    for item in items:
+        if item.get_closest_marker("emulator") and not EMULATED:
+            item.add_marker(pytest.mark.skip(reason="tests the emulated device"))
