@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dispatch, its errors and the permutation between real gloo processes: the core's neutral cases."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
+import bad_input_cases
+import dispatch_cases
+import permutation_cases
+
+
+@pytest.mark.parametrize(("fixture", "experts"), [("two", 2), ("two", 4), ("four", 8)])
+def test_rows_arrive_where_they_should(request, fixture, experts):
+    request.getfixturevalue(fixture).run(dispatch_cases.rows_arrive_where_they_should, experts)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        dispatch_cases.one_host_copy_per_dispatch,
+        dispatch_cases.two_dispatches_in_flight,
+        dispatch_cases.recompute_repeats_everything_alike,
+        dispatch_cases.combine_wants_as_many_rows,
+    ],
+)
+def test_case(two, case):
+    two.run(case)
+
+
+@pytest.mark.parametrize("which", dispatch_cases.BAD_INPUT)
+def test_bad_input_on_one_rank_raises_on_all(two, which):
+    two.run(dispatch_cases.bad_input_on_one_rank_raises_on_all, which)
+
+
+@pytest.mark.parametrize("name", [*bad_input_cases.MESHES, *bad_input_cases.STYLES])
+def test_bad_settings_raise_on_every_rank(two, name):
+    two.run(bad_input_cases.raises_on_every_rank, name)
+
+
+def test_a_refused_style_changes_nothing(two):
+    two.run(bad_input_cases.a_refused_style_changes_nothing)
+
+
+@pytest.mark.parametrize(("num_ranks", "experts_per_rank"), permutation_cases.SHAPES)
+def test_rows_and_gradients_agree_with_the_naive_way(platform, num_ranks, experts_per_rank):
+    permutation_cases.rows_and_gradient_agree(platform, num_ranks, experts_per_rank)
+
+
+def _checkpointed(platform):
+    """PyTorch's own activation checkpointing: gradients as without it, one host copy for each of the two dispatches."""
+    import torch
+    from measure import counted, fill_weights, rows
+    from torch.utils.checkpoint import checkpoint
+
+    import hyperep
+    from hyperep.moe import MoE
+
+    layer = MoE(platform, 8, 6, 4, 2)
+    fill_weights(platform, layer)
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    hyperep.ExpertParallel().apply(layer.experts, mesh)
+    x = torch.from_numpy(rows(platform.rank, 10, 8)).requires_grad_()
+
+    def gradients(call):
+        layer.zero_grad()
+        x.grad = None
+        with counted(platform, "to_host") as calls:
+            call().square().sum().backward()
+        found = [x.grad, *(p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in layer.parameters())]
+        return [g.clone() for g in found], calls["to_host"]
+
+    plain, copies = gradients(lambda: layer(x))
+    again, copies_again = gradients(lambda: checkpoint(layer, x, use_reentrant=False))
+    assert (copies, copies_again) == (1, 2)
+    for value, wanted in zip(again, plain, strict=True):
+        assert wanted.abs().max() > 0.1
+        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_activation_checkpointing(two):
+    two.run(_checkpointed)
