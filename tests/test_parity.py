@@ -10,6 +10,7 @@ STYLED_GRID = [
     *(("ep", ep, 1) for ep in (1, 2, 4)),
     *(("tp", 1, tp) for tp in (1, 2, 4)),
     *(("etp", ep, tp) for ep, tp in parity.GRID),
+    *(("partial", ep, tp) for ep, tp in parity.GRID),
 ]
 REDUCING = [("tp", 1, 2), ("etp", 1, 2), ("etp", 2, 2)]
 

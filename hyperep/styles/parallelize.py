@@ -14,7 +14,7 @@ from hyperep.styles.style import ParallelStyle
 
 __all__ = ["parallelize_module"]
 
-_NEAR_PATHS = 5
+_NEAR_PATHS = 3
 
 
 def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | Mapping[str, ParallelStyle]) -> Module:

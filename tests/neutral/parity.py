@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each style against the unsharded layer, on every rank: outputs and every gradient. Runs on every platform."""
 
+import dataclasses
+
 import numpy as np
 from measure import fill_weights, forward_backward, relative, replaced, rows
 
@@ -42,7 +44,8 @@ def errors(platform, style, ep, tp, config="plain"):
     Data differ between ``ep`` ranks and are replicated over ``tp``. Each rank computes the reference by itself: the
     unsharded layer on the data of all ranks.
     """
-    applied, mesh = make_style(platform, "etp" if style == "plan" else style, ep, tp)
+    options = {"output_layout": hyperep.Partial()} if style == "partial" else {}
+    applied, mesh = make_style(platform, "etp" if style in ("plan", "partial") else style, ep, tp, **options)
     data_rank = mesh.get_local_rank("ep") if "ep" in mesh.mesh_dim_names else 0
     stops = np.cumsum(TOKENS[:ep])
     own = slice(stops[data_rank] - TOKENS[data_rank], stops[data_rank])
@@ -58,6 +61,8 @@ def errors(platform, style, ep, tp, config="plain"):
         hyperep.parallelize_module(layer, mesh, PLAN)
     else:
         applied.apply(platform.named_modules(layer)["experts"], mesh)
+    if style == "partial":
+        _reduce_after_the_scores(platform, layer, mesh.get_group("tp"))
     out, grad_x, gradients = forward_backward(platform, layer, cotangent[own], x[own])
     found = {"output": relative(out, expected[0][own]), "input gradient": relative(grad_x, expected[1][own])}
     for name, parameter in platform.parameters(layer).items():
@@ -69,6 +74,17 @@ def errors(platform, style, ep, tp, config="plain"):
             gradient = platform.all_reduce(gradient, mesh.get_group("ep"))
         found[name] = relative(platform.to_host(gradient)[0], expected[2][name])
     return found
+
+
+def _reduce_after_the_scores(platform, layer, group):
+    """What callers of ``output_layout=Partial()`` do: reduce the layer's output, and the gradient of the scores."""
+
+    def scores_of_partial_rows(router, x):
+        routing = router(x)
+        return dataclasses.replace(routing, scores=platform.copy_to_group(routing.scores, group))
+
+    platform.wrap_forward(platform.named_modules(layer)["router"], scores_of_partial_rows)
+    platform.wrap_forward(layer, lambda inner, x: platform.reduce_from_group(inner(x), group))
 
 
 def sharded_layer_agrees(platform, style, ep, tp):
