@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core uses on tensors and on ``xp`` what is declared in ``hyperep.platform.array_subset``, and nothing else."""
+
+import ast
+from pathlib import Path
+
+import moe_cases
+import numpy as np
+import pytest
+from strict import StrictPlatform, StrictTensor
+
+import hyperep
+from hyperep import moe
+from hyperep.moe import LossCoefficients, build_moe
+from hyperep.platform.array_subset import ARRAY_DTYPES, ARRAY_FUNCTIONS
+
+PACKAGE = Path(hyperep.__file__).parent
+
+
+def test_only_declared_names_of_the_namespace_are_used():
+    declared = {*ARRAY_FUNCTIONS, *ARRAY_DTYPES, "float16", "bfloat16", "float64"}
+    used = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in ("loopback", "conformance"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                base = node.value
+                name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
+                if name == "xp":
+                    used.setdefault(node.attr, path.name)
+    assert {"take", "argsort", "matmul"} <= set(used)
+    assert not set(used) - declared, {name: used[name] for name in set(used) - declared}
+
+
+@pytest.mark.parametrize("name", moe_cases.CONFIGS)
+@pytest.mark.parametrize("tokens", [9, 0])
+def test_layers_and_losses_use_only_what_tensors_are_declared_to_have(name, tokens):
+    platform = StrictPlatform()
+    layer = build_moe(platform, moe_cases.CONFIGS[name])
+    mesh = hyperep.init_device_mesh(platform, (1, 1), ("ep", "tp"))
+    hyperep.ExpertTensorParallel().apply(platform.named_modules(layer)["experts"], mesh)
+    x = platform.from_host(np.random.default_rng(0).normal(size=(3, tokens // 3, moe_cases.DIM)).astype(np.float32))
+    out, stats = layer(x, with_stats=True)
+    coefficients = LossCoefficients(batch=1.0, sequence=1.0, global_batch=1.0, z=1.0)
+    values = [
+        out,
+        moe.auxiliary_loss(platform, stats.routing, coefficients, sequences=stats.sequences, mesh=mesh["ep"]),
+        moe.load_imbalance(platform, stats.tokens_per_expert),
+        moe.dropped_fraction(platform, stats.tokens_per_expert, stats.dropped_per_expert),
+    ]
+    assert all(isinstance(value, StrictTensor) for value in values)
+    if platform.buffers(layer):
+        moe.update_expert_bias(platform, layer, stats.tokens_per_expert, 0.1)
