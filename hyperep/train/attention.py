@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.moe.init import uniform_fan_in
-from hyperep.moe.router import softmax
+from hyperep.moe.scores import softmax
 from hyperep.platform.protocol import Module, Platform
 
 __all__ = ["Attention", "rotary_tables"]
