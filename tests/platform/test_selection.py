@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from hyperep.loopback import run
 from hyperep.platform.errors import (
     PlatformBroken,
     PlatformConflict,
@@ -303,3 +304,10 @@ def test_unknown_mesh_where_no_platform_can_be_chosen(site):
     with pytest.raises(TypeError, match=r"builtins\.int") as caught:
         adopt_mesh(4)
     assert isinstance(caught.value.__cause__, PlatformNotFound)
+
+
+def test_each_loopback_rank_is_the_platform_of_its_own_thread():
+    def on_rank(platform):
+        return get_platform() is platform and get_platform("loopback") is platform
+
+    assert run(on_rank, 4) == [True] * 4
