@@ -14,7 +14,7 @@ from typing import Any
 import autograd.numpy as anp
 import numpy as np
 from autograd.extend import defvjp, primitive
-from autograd.tracer import getval
+from autograd.tracer import getval, isbox
 
 __all__ = ["array_namespace"]
 
@@ -76,6 +76,19 @@ def _astype(x: np.ndarray, dtype: Any) -> np.ndarray:
 defvjp(_astype, lambda y, x, dtype: lambda g: g.astype(x.dtype), None)
 
 
+@primitive
+def _keep(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+# autograd's own rules for choosing among elements make float64 gradients of float32 arrays.
+defvjp(_keep, lambda y, x: lambda g: g.astype(x.dtype))
+
+
+def _kept(x: Any) -> Any:
+    return _keep(x) if isbox(x) else x
+
+
 def _sum(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     return anp.sum(x, axis=axis, keepdims=keepdims)
 
@@ -87,11 +100,11 @@ def _mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 def _max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
-    return anp.max(x, axis=axis, keepdims=keepdims)
+    return anp.max(_kept(x), axis=axis, keepdims=keepdims)
 
 
 def _min(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
-    return anp.min(x, axis=axis, keepdims=keepdims)
+    return anp.min(_kept(x), axis=axis, keepdims=keepdims)
 
 
 def _argsort(x: Any, *, axis: int = -1, descending: bool = False, stable: bool = True) -> np.ndarray:
@@ -172,13 +185,13 @@ array_namespace = SimpleNamespace(
     searchsorted=_searchsorted,
     take=_take,
     take_along_axis=lambda x, indices, *, axis=-1: _take_along_axis(x, _raw(indices), axis),
-    where=lambda condition, a, b: anp.where(_raw(condition), a, b),
+    where=lambda condition, a, b: anp.where(_raw(condition), _kept(a), _kept(b)),
     # elementwise
     abs=anp.abs,
     exp=anp.exp,
     log=anp.log,
-    maximum=anp.maximum,
-    minimum=anp.minimum,
+    maximum=lambda a, b: anp.maximum(_kept(a), _kept(b)),
+    minimum=lambda a, b: anp.minimum(_kept(a), _kept(b)),
     sqrt=anp.sqrt,
     tanh=_tanh,
     # reductions and products
