@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs on the ranks: one check, whose outcome goes back as plain data."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from hyperep.conformance.case import Case
+from hyperep.conformance.catalogue import find
+from hyperep.platform.capabilities import complete
+from hyperep.platform.errors import UnsupportedCapability
+from hyperep.platform.protocol import Platform
+
+__all__ = ["check", "describe"]
+
+
+def check(
+    platform: Platform[Any], *, requirement: str, seed: int, ranks: int, declared: Mapping[str, str]
+) -> dict[str, Any]:
+    """Run one check on this rank.
+
+    Returns:
+        ``outcome``: ``"met"``, ``"refused"`` (UnsupportedCapability, with ``capability``) or ``"failed"``; then
+        ``message`` (one line), ``traceback``, ``where`` (the same on all ranks that failed at one place) and ``notes``.
+    """
+    case = Case(platform=platform, requirement=requirement, seed=seed, ranks=ranks, declared=declared)
+    try:
+        find(requirement).check(case)
+    except UnsupportedCapability as error:
+        refused = getattr(error.capability, "value", str(error.capability))
+        return {**_failure(case, error), "outcome": "refused", "capability": refused}
+    except Exception as error:
+        return _failure(case, error)
+    return {"outcome": "met"}
+
+
+def describe(platform: Platform[Any]) -> dict[str, Any]:
+    """What a report says of the platform itself."""
+    supports = {c.value: s.value for c, s in complete(platform.capabilities).items()}
+    return {"name": platform.name, "device": platform.device, "capabilities": supports}
+
+
+def _failure(case: Case, error: Exception) -> dict[str, Any]:
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first one is check() above
+    text = f"{error}" if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return {
+        "outcome": "failed",
+        "message": text,
+        "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        "where": [(frame.name, frame.lineno) for frame in frames],
+        "notes": {key: repr(value) if not isinstance(value, str) else value for key, value in case.notes.items()},
+    }

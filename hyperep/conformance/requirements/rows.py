@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Row permutation, grouped products and the experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hyperep.conformance import oracle
+from hyperep.conformance.case import Case
+from hyperep.conformance.requirement import Level, requirement
+from hyperep.platform.capabilities import Capability
+
+PORT = "rows"
+_PERMUTE = (Capability.PERMUTE_ROWS,)
+_PERMUTE_GRAD = (Capability.PERMUTE_ROWS, Capability.AUTODIFF)
+_GROUPED = (Capability.GROUPED_MATMUL,)
+_GROUPED_GRAD = (Capability.GROUPED_MATMUL, Capability.AUTODIFF)
+
+
+def _permutation(case: Case, rows: int) -> tuple[np.ndarray, Any, Any]:
+    order = case.rng(rows, 9).permutation(rows)
+    return order, case.tensor(order), case.tensor(np.argsort(order))
+
+
+@requirement(
+    "PERM-values",
+    "permute_rows(x, index, inverse) is x[index] for rows of one to three dims, floats and integers.",
+    port=PORT,
+    capabilities=_PERMUTE,
+    needs=("HOST-roundtrip",),
+)
+def permute_values(case: Case) -> None:
+    order, index, inverse = _permutation(case, 7)
+    for x in (case.normal((7, 3), 1), np.arange(7), np.arange(42, dtype=np.int32).reshape(7, 2, 3)):
+        case.note(shape=x.shape, dtype=str(x.dtype))
+        case.equal(case.platform.permute_rows(case.tensor(x), index, inverse), x[order], "permuted rows")
+
+
+@requirement(
+    "PERM-roundtrip",
+    "Permuting by index and then by inverse gives the rows back.",
+    port=PORT,
+    capabilities=_PERMUTE,
+    needs=("PERM-values",),
+)
+def permute_roundtrip(case: Case) -> None:
+    x = case.normal((9, 2), 1)
+    _, index, inverse = _permutation(case, 9)
+    there = case.platform.permute_rows(case.tensor(x), index, inverse)
+    case.equal(case.platform.permute_rows(there, inverse, index), x, "rows after both ways")
+
+
+@requirement(
+    "PERM-empty",
+    "permute_rows of zero rows keeps the other dims, and its gradient has zero rows.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("PERM-values", "VJP-gradients"),
+)
+def permute_empty(case: Case) -> None:
+    none = case.tensor(np.zeros(0, np.int64))
+    x = np.zeros((0, 3), np.float32)
+    out, (gradient,) = case.gradients(lambda x: case.platform.permute_rows(x, none, none), [x], x)
+    case.equal(out, x, "output")
+    case.equal(gradient, x, "gradient")
+
+
+@requirement(
+    "PERM-grad",
+    "The backward of permute_rows is the gather by inverse.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("PERM-values", "VJP-gradients"),
+)
+def permute_gradient(case: Case) -> None:
+    order, index, inverse = _permutation(case, 8)
+    x, g = case.normal((8, 3), 1), case.normal((8, 3), 2)
+    _, (gradient,) = case.gradients(lambda x: case.platform.permute_rows(x, index, inverse), [x], g)
+    case.equal(gradient, g[np.argsort(order)], "gradient")
+
+
+@requirement(
+    "PERM-grad-strided-cotangent",
+    "The backward of permute_rows takes transposed and expanded cotangents.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("PERM-grad",),
+)
+def permute_strided_cotangent(case: Case) -> None:
+    order, index, inverse = _permutation(case, 6)
+    x, g = case.normal((6, 3), 1), case.normal((3, 6), 2)
+    xp = case.xp
+    _, (gradient,) = case.gradients(
+        lambda x: xp.permute_dims(case.platform.permute_rows(x, index, inverse), (1, 0)), [x], g
+    )
+    case.equal(gradient, g.T[np.argsort(order)], "gradient of a transposed result")
+    _, (gradient,) = case.gradients(
+        lambda x: xp.sum(case.platform.permute_rows(x, index, inverse)), [x], np.array(2, np.float32)
+    )
+    case.equal(gradient, np.full((6, 3), 2, np.float32), "gradient of a sum")
+
+
+@requirement(
+    "PERM-many-rows",
+    "permute_rows is exact past 2**24 rows, where an index cast to float32 is not.",
+    port=PORT,
+    level=Level.STRESS,
+    capabilities=_PERMUTE,
+    needs=("PERM-roundtrip",),
+)
+def permute_many_rows(case: Case) -> None:
+    if case.rank:
+        return  # a local matter; the memory of one rank is enough
+    rows = 2**24 + 5
+    # Only the last rows change places: a rounded index would take a neighbour.
+    order = np.arange(rows)
+    order[-4:] = order[-4:][::-1].copy()
+    index = case.tensor(order)
+    out = case.platform.permute_rows(case.platform.arange(rows, dtype=case.xp.int32), index, index)
+    case.equal(out[-6:], order[-6:].astype(np.int32), "the last rows")
+
+
+def _group_data(case: Case, sizes: list[int], dim: int = 5, hidden: int = 7) -> tuple[np.ndarray, ...]:
+    rows, groups = sum(sizes), len(sizes)
+    return (
+        case.normal((rows, dim), 1),
+        case.normal((groups, hidden, dim), 2),
+        case.normal((groups, dim, hidden), 3),
+        case.normal((groups, hidden, dim), 4),
+        case.normal((rows, dim), 5),
+        case.normal((rows, hidden), 6),
+    )
+
+
+def _grouped_matmul_agrees(case: Case, sizes: list[int], dtype: type = np.int64) -> None:
+    case.note(group_sizes=sizes)
+    x, w, _, _, _, g = _group_data(case, sizes)
+    counts = case.tensor(np.array(sizes, dtype))
+    out, (gx, gw) = case.gradients(lambda x, w: case.platform.grouped_matmul(x, w, counts), [x, w], g)
+    case.close(out, oracle.grouped_matmul(x, w, sizes), "output")
+    transposed = np.ascontiguousarray(w.transpose(0, 2, 1))
+    case.close(gx, oracle.grouped_matmul(g, transposed, sizes), "gradient of the rows")
+    stops = np.cumsum(sizes)
+    want = np.stack([g[b - n : b].T @ x[b - n : b] for n, b in zip(sizes, stops, strict=True)])
+    case.close(gw, want, "gradient of the weight")
+
+
+@requirement(
+    "GMM-values",
+    "grouped_matmul multiplies each run of rows by the transpose of its own matrix.",
+    port=PORT,
+    capabilities=_GROUPED,
+    needs=("HOST-roundtrip",),
+)
+def grouped_values(case: Case) -> None:
+    for sizes in ([3, 1, 4], [5], [2, 2, 2, 2]):
+        case.note(group_sizes=sizes)
+        x, w, *_ = _group_data(case, sizes)
+        out = case.platform.grouped_matmul(case.tensor(x), case.tensor(w), case.tensor(np.array(sizes)))
+        case.close(out, oracle.grouped_matmul(x, w, sizes), "output")
+
+
+@requirement(
+    "GMM-grad",
+    "grouped_matmul has the gradients of its rows and of every matrix.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-values", "VJP-gradients"),
+)
+def grouped_gradient(case: Case) -> None:
+    _grouped_matmul_agrees(case, [3, 1, 4])
+
+
+@requirement(
+    "GMM-empty-group",
+    "A group without rows contributes nothing, wherever it stands, and gets a zero weight gradient.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-grad",),
+)
+def grouped_empty_group(case: Case) -> None:
+    for sizes in ([0, 3, 2], [3, 0, 2], [3, 2, 0], [0, 0, 4], [4, 0, 0]):
+        _grouped_matmul_agrees(case, sizes)
+
+
+@requirement(
+    "GMM-no-rows",
+    "Zero rows in all give an output of zero rows and zero weight gradients of full size.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-grad",),
+)
+def grouped_no_rows(case: Case) -> None:
+    _grouped_matmul_agrees(case, [0, 0, 0])
+
+
+@requirement(
+    "GMM-int32-sizes",
+    "group_sizes may be int32.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-grad",),
+)
+def grouped_int32(case: Case) -> None:
+    _grouped_matmul_agrees(case, [2, 0, 5], np.int32)
+
+
+@requirement(
+    "GMM-strided",
+    "Rows, matrices and cotangents of grouped_matmul may be transposed views.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-grad",),
+)
+def grouped_strided(case: Case) -> None:
+    sizes = [3, 2]
+    x, w, _, _, _, g = _group_data(case, sizes)
+    counts, xp = case.tensor(np.array(sizes)), case.xp
+
+    def function(x: Any, w: Any) -> Any:
+        product = case.platform.grouped_matmul(xp.permute_dims(x, (1, 0)), xp.permute_dims(w, (0, 2, 1)), counts)
+        return xp.permute_dims(product, (1, 0))
+
+    out, (gx, gw) = case.gradients(function, [x.T.copy(), w.transpose(0, 2, 1).copy()], g.T.copy())
+    case.close(out, oracle.grouped_matmul(x, w, sizes).T, "output")
+    case.close(gx, oracle.grouped_matmul(g, w.transpose(0, 2, 1), sizes).T, "gradient of the rows")
+    want = np.stack([g[:3].T @ x[:3], g[3:].T @ x[3:]]).transpose(0, 2, 1)
+    case.close(gw, want, "gradient of the matrices")
+
+
+@requirement(
+    "GMM-nan-stays",
+    "A NaN in one group's rows reaches neither the output nor the weight gradient of another group.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-empty-group",),
+)
+def grouped_nan(case: Case) -> None:
+    sizes = [2, 0, 3]
+    x, w, _, _, _, g = _group_data(case, sizes)
+    x[0, 0] = np.nan
+    counts = case.tensor(np.array(sizes))
+    out, (_, gw) = case.gradients(lambda x, w: case.platform.grouped_matmul(x, w, counts), [x, w], g)
+    case.close(out[2:], x[2:] @ w[2].T, "output of the last group")
+    case.close(gw[1], np.zeros_like(w[1]), "weight gradient of the empty group")
+    case.close(gw[2], g[2:].T @ x[2:], "weight gradient of the last group")
+
+
+@requirement(
+    "GMM-bfloat16",
+    "grouped_matmul works in bfloat16 and returns bfloat16.",
+    port=PORT,
+    level=Level.OPTIONAL,
+    capabilities=(Capability.GROUPED_MATMUL, Capability.BFLOAT16),
+    needs=("GMM-values", "DTYPE-bfloat16"),
+)
+def grouped_bfloat16(case: Case) -> None:
+    sizes = [3, 0, 2]
+    x, w, *_ = _group_data(case, sizes, dim=8, hidden=16)
+    out = case.platform.grouped_matmul(
+        case.tensor(x, "bfloat16"), case.tensor(w, "bfloat16"), case.tensor(np.array(sizes))
+    )
+    case.is_true(out.dtype == case.dtype("bfloat16"), f"the result has dtype {out.dtype}")
+    case.close(out, oracle.grouped_matmul(x, w, sizes), "output", 2e-2)
+
+
+def _experts_agree(case: Case, sizes: list[int]) -> None:
+    case.note(group_sizes=sizes)
+    x, w1, w2, w3, g, _ = _group_data(case, sizes)
+    counts = case.tensor(np.array(sizes))
+    out, gradients = case.gradients(
+        lambda x, w1, w2, w3: case.platform.grouped_swiglu(x, w1, w2, w3, counts), [x, w1, w2, w3], g
+    )
+    case.close(out, oracle.experts(x, w1, w2, w3, sizes), "output")
+    wanted = oracle.experts_gradients(x, w1, w2, w3, sizes, g)
+    for name, got, want in zip(("the rows", "w1", "w2", "w3"), gradients, wanted, strict=True):
+        case.close(got, want, f"gradient of {name}", 2e-5)
+
+
+@requirement(
+    "SWIGLU-grad",
+    "grouped_swiglu is (silu(x w1^T) * (x w3^T)) w2^T for each group, with the gradients of rows and weights.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("GMM-grad",),
+)
+def swiglu(case: Case) -> None:
+    _experts_agree(case, [3, 1, 4])
+
+
+@requirement(
+    "SWIGLU-empty-group",
+    "grouped_swiglu gives groups without rows zero weight gradients, also where no group has rows.",
+    port=PORT,
+    capabilities=_GROUPED_GRAD,
+    needs=("SWIGLU-grad", "GMM-empty-group"),
+)
+def swiglu_empty(case: Case) -> None:
+    for sizes in ([0, 3, 2], [3, 0, 0], [0, 0]):
+        _experts_agree(case, sizes)
