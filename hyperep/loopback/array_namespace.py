@@ -107,6 +107,12 @@ def _min(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     return anp.min(_kept(x), axis=axis, keepdims=keepdims)
 
 
+def _broadcast_to(x: Any, shape: Sequence[int]) -> Any:
+    # autograd's own rule knows no new leading dims; with dims of one in their place it does.
+    missing = len(shape) - _raw(x).ndim
+    return anp.broadcast_to(anp.reshape(x, (1,) * missing + _raw(x).shape), tuple(shape))
+
+
 def _argsort(x: Any, *, axis: int = -1, descending: bool = False, stable: bool = True) -> np.ndarray:
     values = _raw(x)
     if not descending:
@@ -174,7 +180,7 @@ array_namespace = SimpleNamespace(
     zeros_like=lambda x, *, dtype=None: np.zeros_like(_raw(x), dtype=dtype),
     # dtype and shape
     astype=lambda x, dtype, *, copy=True: _astype(x, dtype),
-    broadcast_to=lambda x, shape: anp.broadcast_to(x, tuple(shape)),
+    broadcast_to=_broadcast_to,
     concat=lambda arrays, *, axis=0: anp.concatenate(tuple(arrays), axis=axis),
     expand_dims=lambda x, *, axis=0: anp.expand_dims(x, axis),
     permute_dims=lambda x, axes: anp.transpose(x, tuple(axes)),

@@ -122,6 +122,67 @@ def permute_many_rows(case: Case) -> None:
     case.equal(out[-6:], order[-6:].astype(np.int32), "the last rows")
 
 
+def _sum_rows_agrees(case: Case, tokens: int, top_k: int, weighted: bool) -> None:
+    case.note(tokens=tokens, top_k=top_k, weighted=weighted)
+    order = case.rng(tokens, top_k).permutation(tokens * top_k)
+    x, g = case.normal((tokens * top_k, 3), 1), case.normal((tokens, 3), 2)
+    w = case.normal((tokens, top_k), 3) if weighted else np.ones((tokens, top_k), np.float32)
+    index, inverse = case.tensor(order.reshape(tokens, top_k)), case.tensor(np.argsort(order))
+
+    def function(x: Any, *weights: Any) -> Any:
+        return case.platform.sum_rows(x, index, inverse, *weights)
+
+    out, gradients = case.gradients(function, [x, w] if weighted else [x], g)
+    picked = x[order].reshape(tokens, top_k, 3)
+    case.close(out, (picked * w[..., None]).sum(axis=1), "output")
+    spread = (w[..., None] * g[:, None]).reshape(tokens * top_k, 3)
+    case.close(gradients[0], spread[np.argsort(order)], "gradient of the rows")
+    if weighted:
+        case.close(gradients[1], (picked * g[:, None]).sum(axis=2), "gradient of the weights")
+
+
+@requirement(
+    "SUM-rows",
+    "sum_rows adds up the K rows of each token, weighted or not, with the gradients of rows and weights.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("PERM-grad",),
+)
+def sum_rows(case: Case) -> None:
+    for tokens, top_k in ((5, 2), (4, 1), (3, 3)):
+        for weighted in (True, False):
+            _sum_rows_agrees(case, tokens, top_k, weighted)
+
+
+@requirement(
+    "SUM-rows-empty",
+    "sum_rows of zero tokens gives zero rows, and gradients of the inputs' shapes.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("SUM-rows",),
+)
+def sum_rows_empty(case: Case) -> None:
+    for weighted in (True, False):
+        _sum_rows_agrees(case, 0, 2, weighted)
+
+
+@requirement(
+    "SUM-rows-bfloat16",
+    "sum_rows of bfloat16 rows adds in float32 at least: eight small terms beside a large one are not lost.",
+    port=PORT,
+    level=Level.OPTIONAL,
+    capabilities=(Capability.PERMUTE_ROWS, Capability.BFLOAT16),
+    needs=("SUM-rows", "DTYPE-bfloat16"),
+)
+def sum_rows_bfloat16(case: Case) -> None:
+    # 256 + 1 is 256 in bfloat16, which a running sum in that dtype would never leave.
+    x = np.concatenate([np.full((1, 2), 256.0), np.ones((8, 2))]).astype(np.float32)
+    index, inverse = case.tensor(np.arange(9).reshape(1, 9)), case.tensor(np.arange(9))
+    out = case.platform.sum_rows(case.tensor(x, "bfloat16"), index, inverse)
+    case.is_true(out.dtype == case.dtype("bfloat16"), f"the result has dtype {out.dtype}")
+    case.equal(case.host(out), np.full((1, 2), 264, np.float32), "the sum")
+
+
 def _group_data(case: Case, sizes: list[int], dim: int = 5, hidden: int = 7) -> tuple[np.ndarray, ...]:
     rows, groups = sum(sizes), len(sizes)
     return (

@@ -15,7 +15,7 @@ from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import Level, Requirement, requirement
 from hyperep.conformance.routings import ROUTINGS
-from hyperep.moe import GroupedExperts, MoE
+from hyperep.moe import GroupedExperts, MoEConfig, RouterConfig, build_moe
 from hyperep.platform.capabilities import Capability
 
 PORT = "styles"
@@ -359,7 +359,10 @@ def threads(case: Case) -> None:
 # ------------------------------------------------------------------------------------------------ the layer around it
 def _layers(case: Case, top_k: int) -> tuple[Any, Any]:
     """A whole MoE layer, and the same one with its experts sharded."""
-    whole, sharded = (MoE(case.platform, _DIM, _HIDDEN, 2 * case.ranks, top_k, seed=3) for _ in range(2))
+    # Not normalised: the one score of top-1 would be the constant 1, and its gradient nothing but rounding.
+    router = RouterConfig(num_experts=2 * case.ranks, top_k=top_k, normalize=False)
+    config = MoEConfig(dim=_DIM, hidden_dim=_HIDDEN, router=router)
+    whole, sharded = (build_moe(case.platform, config, seed=3) for _ in range(2))
     experts = case.platform.named_modules(sharded)["experts"]
     hyperep.ExpertParallel().apply(experts, _ep_mesh(case))
     return whole, sharded
@@ -389,7 +392,7 @@ def _layer_parity(top_k: int) -> Requirement:
         f"A whole layer with top-{top_k} routing equals the unsharded one, the router's gradient included.",
         port=PORT,
         capabilities=(*_EP, Capability.ALL_REDUCE),
-        needs=("EP-random", "MOD-any-output", "XP-argsort", "XP-take-along-axis", "XP-searchsorted", "XP-grad-indexing"),
+        needs=("EP-random", "MOD-any-output", "XP-argsort", "XP-take-along-axis", "XP-searchsorted", "XP-grad-indexing", "SUM-rows"),
     )(check)
 
 
