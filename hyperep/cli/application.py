@@ -55,7 +55,10 @@ def _run(arguments: list[str]) -> None:
     for command in COMMANDS:
         function = resolve(command.function) if command.name == wanted else _placeholder(command)
         assert callable(function), command.function
-        app.command(command.name, short_help=command.help)(function)
+        if isinstance(function, typer.Typer):
+            app.add_typer(function, name=command.name, short_help=command.help)
+        else:
+            app.command(command.name, short_help=command.help)(function)
     if wanted is None and "--version" in arguments:
         print(f"hyperep {_version()}")
         return

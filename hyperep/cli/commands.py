@@ -14,7 +14,8 @@ class Command:
 
     name: str
     function: str
-    """``"module:function"`` with typer annotations; imported when the command runs or prints its own help."""
+    """``"module:function"`` with typer annotations, or a ``typer.Typer`` with commands of its own; imported when the
+    command runs or prints its own help."""
     help: str
     """One line for ``hyperep --help``."""
 
@@ -22,5 +23,8 @@ class Command:
 COMMANDS = (
     Command("platforms", "hyperep.cli.platforms:platforms", "List the installed platforms and whether they work here."),
     Command("train", "hyperep.cli.train:train", "Train a small mixture-of-experts language model on real text."),
+    Command(
+        "conformance", "hyperep.cli.conformance:conformance", "Check a platform on real ranks, and print the matrix."
+    ),
     Command("doctor", "hyperep.cli.doctor:doctor", "Say what is missing or wrong, and the line that puts it right."),
 )

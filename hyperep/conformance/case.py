@@ -14,7 +14,7 @@ import numpy as np
 from hyperep.conformance import compare
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
-from hyperep.platform.protocol import Group, Platform
+from hyperep.platform.protocol import Group
 
 __all__ = ["Case"]
 
@@ -23,7 +23,8 @@ __all__ = ["Case"]
 class Case:
     """One requirement on one rank."""
 
-    platform: Platform[Any]
+    platform: Any
+    """A :class:`~hyperep.platform.protocol.Platform`; nothing about it is taken for granted, since it is under test."""
     requirement: str
     """Id of the requirement."""
     seed: int
@@ -116,7 +117,9 @@ class Case:
         output, pullback = self.platform.vjp(function, *tensors, parameters=parameters)
         gradients = pullback(self.tensor(cotangent) if isinstance(cotangent, np.ndarray) else cotangent)
         expected = len(tensors) + len(parameters)
-        self.is_true(len(gradients) == expected, f"the pullback returned {len(gradients)} gradients for {expected} inputs")
+        self.is_true(
+            len(gradients) == expected, f"the pullback returned {len(gradients)} gradients for {expected} inputs"
+        )
         absent = [i for i, gradient in enumerate(gradients) if gradient is None]
         self.is_true(not absent, f"gradients {absent} are absent (None); they must be zeros")
         host = self.platform.to_host(output, *gradients)

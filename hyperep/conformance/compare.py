@@ -13,7 +13,7 @@ def same(got: np.ndarray, want: np.ndarray, what: str) -> None:
     _shape(got, want, what)
     if got.dtype != want.dtype:
         raise AssertionError(f"{what}: dtype {got.dtype}, must be {want.dtype}")
-    wrong = np.argwhere(got != want) if got.size else []
+    wrong = np.argwhere(got != want)
     if len(wrong):
         at = tuple(int(i) for i in wrong[0])
         raise AssertionError(

@@ -36,7 +36,7 @@ class Requirement:
     """The part of the protocol that it belongs to."""
     level: Level
     capabilities: tuple[Capability, ...]
-    """What a platform must be able to do for this; if one is UNSUPPORTED, the check must raise UnsupportedCapability."""
+    """What a platform must be able to do; if one is UNSUPPORTED, the check must raise UnsupportedCapability."""
     needs: tuple[str, ...]
     """Ids of more basic requirements: if one of them failed, this one is blocked and not run."""
     min_ranks: int

@@ -25,11 +25,17 @@ def _check(case: Case, table: dict[str, tuple[Callable[..., Any], Formula]], x: 
         g = case.normal(shape, 5)
         _, (gradient,) = case.gradients(function, [x], g)
         case.close(gradient, formula(x, g), f"gradient through {name}")
-        case.is_true(gradient.dtype == x.dtype, f"gradient through {name} has dtype {gradient.dtype}, must be {x.dtype}")
+        case.is_true(
+            gradient.dtype == x.dtype, f"gradient through {name} has dtype {gradient.dtype}, must be {x.dtype}"
+        )
 
 
 @requirement(
-    "XP-grad-elementwise", "Elementwise functions and operators have their gradients.", port=PORT, capabilities=_CAPABILITIES, needs=_NEEDS
+    "XP-grad-elementwise",
+    "Elementwise functions and operators have their gradients.",
+    port=PORT,
+    capabilities=_CAPABILITIES,
+    needs=_NEEDS,
 )
 def elementwise(case: Case) -> None:
     xp = case.xp

@@ -316,7 +316,9 @@ def getitem(case: Case) -> None:
     _agree(case, tuple(examples))
 
 
-@requirement("XP-attributes", "shape and ndim of a tensor are those of the array; a shape compares to a tuple.", port=PORT)
+@requirement(
+    "XP-attributes", "shape and ndim of a tensor are those of the array; a shape compares to a tuple.", port=PORT
+)
 def attributes(case: Case) -> None:
     for shape in ((3, 4), (0, 5), (7,), (2, 0, 3)):
         tensor = case.tensor(np.zeros(shape, np.float32))

@@ -80,8 +80,8 @@ def vjp_again(case: Case) -> None:
         _, (gradient,) = case.gradients(lambda x: 5 * x, [x], g)
         case.equal(gradient, 5 * g, "gradient")
     # Two under way at once, pulled back in the order in which they were made.
-    first, pull_first = case.platform.vjp(lambda x: 2 * x, x)
-    second, pull_second = case.platform.vjp(lambda x: 3 * x, x)
+    _, pull_first = case.platform.vjp(lambda x: 2 * x, x)
+    _, pull_second = case.platform.vjp(lambda x: 3 * x, x)
     case.equal(pull_first(case.tensor(g))[0], 2 * g, "gradient of the first of two")
     case.equal(pull_second(case.tensor(g))[0], 3 * g, "gradient of the second of two")
 

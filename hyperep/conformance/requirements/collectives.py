@@ -29,9 +29,7 @@ def _inputs(splits: np.ndarray, row_shape: Sequence[int] = (3,), dtype: Any = np
 def _exchange(case: Case, splits: np.ndarray, row_shape: Sequence[int] = (3,), dtype: Any = np.float32) -> None:
     case.note(splits=splits.tolist(), row_shape=list(row_shape), dtype=np.dtype(dtype).name)
     inputs, me = _inputs(splits, row_shape, dtype), case.rank
-    got = case.platform.all_to_all_single(
-        case.tensor(inputs[me]), oracle.received(splits, me), oracle.sent(splits, me)
-    )
+    got = case.platform.all_to_all_single(case.tensor(inputs[me]), oracle.received(splits, me), oracle.sent(splits, me))
     case.equal(got, oracle.all_to_all(inputs, splits, me), "received rows")
 
 
@@ -205,7 +203,9 @@ def a2a_not_recorded(case: Case) -> None:
     with case.counting("all_to_all_single") as calls:
         _, (gradient,) = case.gradients(function, [x], np.ones_like(x))
     case.equal(gradient, np.full_like(x, 2), "gradient")
-    case.is_true(calls["all_to_all_single"] == 1, f"{calls['all_to_all_single']} exchanges were issued, 1 was asked for")
+    case.is_true(
+        calls["all_to_all_single"] == 1, f"{calls['all_to_all_single']} exchanges were issued, 1 was asked for"
+    )
 
 
 @requirement(
@@ -334,10 +334,16 @@ def gather_values(case: Case) -> None:
 
 
 @requirement(
-    "AG-edges", "all_gather takes zero rows and transposed views.", port=PORT, capabilities=_GATHER, needs=("AG-values",)
+    "AG-edges",
+    "all_gather takes zero rows and transposed views.",
+    port=PORT,
+    capabilities=_GATHER,
+    needs=("AG-values",),
 )
 def gather_edges(case: Case) -> None:
-    case.equal(case.platform.all_gather(case.tensor(np.zeros((0, 3), np.float32))), np.zeros((0, 3), np.float32), "no rows")
+    case.equal(
+        case.platform.all_gather(case.tensor(np.zeros((0, 3), np.float32))), np.zeros((0, 3), np.float32), "no rows"
+    )
     parts = [oracle.encoded(r, 3, (2,)).astype(np.float32) for r in range(case.ranks)]
     view = case.xp.permute_dims(case.tensor(parts[case.rank].T.copy()), (1, 0))
     case.equal(case.platform.all_gather(view), np.concatenate(parts), "rows of a transposed view")
@@ -354,10 +360,8 @@ def gather_edges(case: Case) -> None:
 def scatter_values(case: Case) -> None:
     for row_shape in ((), (3,), (2, 2)):
         for dtype in (np.float32, np.int64):
-            terms = [
-                (oracle.encoded(r, 2 * case.ranks, row_shape) * (r + 1)).astype(dtype) for r in range(case.ranks)
-            ]
-            want = sum(terms)[2 * case.rank : 2 * case.rank + 2]
+            terms = [(oracle.encoded(r, 2 * case.ranks, row_shape) * (r + 1)).astype(dtype) for r in range(case.ranks)]
+            want = np.sum(terms, axis=0)[2 * case.rank : 2 * case.rank + 2]
             case.equal(case.platform.reduce_scatter(case.tensor(terms[case.rank])), want, "this rank's rows")
 
 
@@ -374,7 +378,11 @@ def scatter_edges(case: Case) -> None:
     case.equal(case.platform.reduce_scatter(case.tensor(none)), none, "no rows")
     terms = [oracle.encoded(r, case.ranks, (2,)).astype(np.float32) for r in range(case.ranks)]
     view = case.xp.permute_dims(case.tensor(terms[case.rank].T.copy()), (1, 0))
-    case.equal(case.platform.reduce_scatter(view), sum(terms)[case.rank : case.rank + 1], "rows of a transposed view")
+    case.equal(
+        case.platform.reduce_scatter(view),
+        np.sum(terms, axis=0)[case.rank : case.rank + 1],
+        "rows of a transposed view",
+    )
 
 
 @requirement(
@@ -446,7 +454,9 @@ def reduce_new_tensor(case: Case) -> None:
 )
 def reduce_same_bits(case: Case) -> None:
     # Terms of very different size: another order of additions would round differently.
-    x = case.normal((64,), case.rank) * np.float32(10.0) ** case.rng(case.rank, 1).integers(-6, 6, 64).astype(np.float32)
+    x = case.normal((64,), case.rank) * np.float32(10.0) ** case.rng(case.rank, 1).integers(-6, 6, 64).astype(
+        np.float32
+    )
     summed = case.host(case.platform.all_reduce(case.tensor(x)))
     everyone = case.host(case.platform.all_gather(case.tensor(summed[None])))
     for rank in range(case.ranks):
@@ -470,7 +480,11 @@ def broadcast_values(case: Case) -> None:
 
 
 @requirement(
-    "BC-edges", "broadcast takes zero rows and transposed views.", port=PORT, capabilities=_BROADCAST, needs=("BC-values",)
+    "BC-edges",
+    "broadcast takes zero rows and transposed views.",
+    port=PORT,
+    capabilities=_BROADCAST,
+    needs=("BC-values",),
 )
 def broadcast_edges(case: Case) -> None:
     none = np.zeros((0, 3), np.float32)

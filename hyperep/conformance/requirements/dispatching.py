@@ -58,12 +58,16 @@ def layout(case: Case) -> None:
     for routing in ROUTINGS:
         counts = _counts(case, routing)
         rows = _rows(case, counts)
-        got, tokens, context = hyperep.dispatch(case.tensor(rows[case.rank]), case.tensor(counts[case.rank]), _mesh(case))
+        got, tokens, context = hyperep.dispatch(
+            case.tensor(rows[case.rank]), case.tensor(counts[case.rank]), _mesh(case)
+        )
         want = counts.reshape(case.ranks, case.ranks, -1)[:, case.rank].sum(axis=0)
         case.equal(got, _expert_major(case, counts, rows), "rows of this rank's experts")
         case.equal(tokens, want, "their counts")
         case.is_true(context.input_splits == tuple(oracle.sent(splits(counts), case.rank)), "context.input_splits")
-        case.is_true(context.output_splits == tuple(oracle.received(splits(counts), case.rank)), "context.output_splits")
+        case.is_true(
+            context.output_splits == tuple(oracle.received(splits(counts), case.rank)), "context.output_splits"
+        )
 
 
 @requirement(
@@ -98,7 +102,9 @@ def roundtrip(case: Case) -> None:
 def int32_counts(case: Case) -> None:
     counts = _counts(case, "random")
     x = case.normal((counts[case.rank].sum(), 2, 2), 1, case.rank)
-    rows, tokens, context = hyperep.dispatch(case.tensor(x), case.tensor(counts[case.rank].astype(np.int32)), _mesh(case))
+    rows, tokens, context = hyperep.dispatch(
+        case.tensor(x), case.tensor(counts[case.rank].astype(np.int32)), _mesh(case)
+    )
     case.is_true(tokens.dtype == case.xp.int64, f"the counts came back as {tokens.dtype}")
     case.equal(hyperep.combine(rows, context), x, "rows that went there and back")
 
@@ -122,7 +128,7 @@ def bfloat16(case: Case) -> None:
 
 @requirement(
     "DISPATCH-cost",
-    "A dispatch makes one host copy and two exchanges, a combine one exchange; neither it nor backward copies to the host.",
+    "A dispatch makes one host copy and exchanges rows once, a combine once more; it and backward make no host copy.",
     port=PORT,
     capabilities=_ROUTE_GRAD,
     needs=("DISPATCH-roundtrip",),

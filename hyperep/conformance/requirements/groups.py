@@ -91,7 +91,9 @@ def subgroup_a2a(case: Case) -> None:
     size, me = len(members), members.index(case.rank)
     splits = np.arange(size * size).reshape(size, size)  # the first one is zero
     case.note(groups=halves, splits=splits.tolist())
-    inputs = [oracle.encoded(r, int(n), (2,)).astype(np.float32) for r, n in zip(members, splits.sum(axis=1), strict=True)]
+    inputs = [
+        oracle.encoded(r, int(n), (2,)).astype(np.float32) for r, n in zip(members, splits.sum(axis=1), strict=True)
+    ]
     got = case.platform.all_to_all_single(
         case.tensor(inputs[me]), oracle.received(splits, me), oracle.sent(splits, me), group
     )

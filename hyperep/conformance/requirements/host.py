@@ -21,7 +21,9 @@ _ARRAYS = (
 )
 
 
-@requirement("HOST-roundtrip", "from_host then to_host gives the same values, shape and dtype, also without elements.", port=PORT)
+@requirement(
+    "HOST-roundtrip", "from_host then to_host gives the same values, shape and dtype, also without elements.", port=PORT
+)
 def roundtrip(case: Case) -> None:
     for array in _ARRAYS:
         case.equal(case.tensor(array), array, f"{array.dtype}{list(array.shape)}")
@@ -35,7 +37,9 @@ def roundtrip(case: Case) -> None:
 )
 def several(case: Case) -> None:
     arrived = case.platform.to_host(*(case.tensor(array) for array in _ARRAYS))
-    case.is_true(isinstance(arrived, tuple) and len(arrived) == len(_ARRAYS), f"must be a tuple of {len(_ARRAYS)} arrays")
+    case.is_true(
+        isinstance(arrived, tuple) and len(arrived) == len(_ARRAYS), f"must be a tuple of {len(_ARRAYS)} arrays"
+    )
     for number, (got, want) in enumerate(zip(arrived, _ARRAYS, strict=True)):
         case.equal(got, want, f"tensor {number} of {len(_ARRAYS)}")
     case.is_true(case.platform.to_host() == (), "to_host() of nothing must be ()")
@@ -104,7 +108,9 @@ def detached(case: Case) -> None:
     case.close(gradient, 18 * x, "the gradient")
 
 
-@requirement("HOST-arange", "arange gives evenly spaced integers, int64 unless told otherwise, also none at all.", port=PORT)
+@requirement(
+    "HOST-arange", "arange gives evenly spaced integers, int64 unless told otherwise, also none at all.", port=PORT
+)
 def arange(case: Case) -> None:
     platform = case.platform
     case.equal(platform.arange(5), np.arange(5), "arange(5)")

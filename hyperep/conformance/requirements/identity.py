@@ -16,6 +16,11 @@ PORT = "identity and world"
 _ORDER = (Support.UNSUPPORTED, Support.EMULATED, Support.FULL)
 
 
+@requirement("WORLD-starts", "Ranks start, and each of them gets its platform.", port=PORT)
+def starts(case: Case) -> None:
+    case.is_true(case.platform is not None, "there is no platform")
+
+
 @requirement("ID-surface", "Every member of the protocol is there and can be called as the core calls it.", port=PORT)
 def surface(case: Case) -> None:
     faults = validate_platform(case.platform)
@@ -38,7 +43,9 @@ def capabilities(case: Case) -> None:
         )
 
 
-@requirement("ID-is-tensor", "is_tensor is true for the platform's tensors, and false for lists, numbers and None.", port=PORT)
+@requirement(
+    "ID-is-tensor", "is_tensor is true for the platform's tensors, and false for lists, numbers and None.", port=PORT
+)
 def is_tensor(case: Case) -> None:
     for shape in ((3,), (0, 2), ()):
         tensor = case.tensor(np.zeros(shape, np.float32))
@@ -47,7 +54,9 @@ def is_tensor(case: Case) -> None:
         case.is_true(case.platform.is_tensor(other) is False, f"{other!r:.40} is taken for a tensor")
 
 
-@requirement("WORLD-ranks", "world_size is the number of ranks launched, and every rank below it exists once.", port=PORT)
+@requirement(
+    "WORLD-ranks", "world_size is the number of ranks launched, and every rank below it exists once.", port=PORT
+)
 def ranks(case: Case) -> None:
     size, rank = case.platform.world_size, case.platform.rank
     case.is_true(size == case.ranks, f"world_size is {size}, but {case.ranks} ranks were launched")

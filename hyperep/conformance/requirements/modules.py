@@ -365,7 +365,9 @@ def shard_twice(case: Case) -> None:
     module, _ = _linear(case, (2 * case.ranks, 3), 1)
     mesh = _mesh(case)
     hyperep.distribute_parameter(module, "w", mesh, [hyperep.Shard(0)])
-    case.raises(ValueError, lambda: hyperep.distribute_parameter(module, "w", mesh, [hyperep.Shard(0)]), "'w'", "already")
+    case.raises(
+        ValueError, lambda: hyperep.distribute_parameter(module, "w", mesh, [hyperep.Shard(0)]), "'w'", "already"
+    )
 
 
 @requirement(

@@ -51,12 +51,12 @@ class _Problem:
 
     def reference(self) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, np.ndarray]]:
         """Outputs and input gradients of each data rank, and the gradients of the whole weights, summed over ranks."""
-        w = [self.weights[name] for name in _NAMES]
+        w1, w2, w3 = (self.weights[name] for name in _NAMES)
         outputs, gradients = [], []
         total = {name: np.zeros_like(self.weights[name]) for name in _NAMES}
         for x, sizes, g in zip(self.rows, self.counts.tolist(), self.cotangents, strict=True):
-            outputs.append(oracle.experts(x, *w, sizes))
-            gx, *gw = oracle.experts_gradients(x, *w, sizes, g)
+            outputs.append(oracle.experts(x, w1, w2, w3, sizes))
+            gx, *gw = oracle.experts_gradients(x, w1, w2, w3, sizes, g)
             gradients.append(gx)
             for name, gradient in zip(_NAMES, gw, strict=True):
                 total[name] += gradient
@@ -102,7 +102,9 @@ def _ep_parity(routing: str) -> Requirement:
         f"ExpertParallel equals the unsharded experts in output and all gradients where {ROUTINGS[routing][1]}.",
         port=PORT,
         capabilities=_EP,
-        needs=("DISPATCH-roundtrip", "SWIGLU-empty-group", "SHARD-gradients", "MOD-wrap") if first else ("EP-balanced",),
+        needs=("DISPATCH-roundtrip", "SWIGLU-empty-group", "SHARD-gradients", "MOD-wrap")
+        if first
+        else ("EP-balanced",),
     )(check)
 
 
@@ -252,9 +254,7 @@ def deterministic(case: Case) -> None:
     module = problem.experts(hyperep.ExpertParallel(), _ep_mesh(case))
     x, tokens = problem.inputs(case.rank)
     handles = list(case.platform.parameters(module).values())
-    runs = [
-        case.gradients(lambda x: module(x, tokens), [x], problem.cotangents[case.rank], handles) for _ in range(2)
-    ]
+    runs = [case.gradients(lambda x: module(x, tokens), [x], problem.cotangents[case.rank], handles) for _ in range(2)]
     for first, second in zip((runs[0][0], *runs[0][1]), (runs[1][0], *runs[1][1]), strict=True):
         case.equal(second, first, "the second run against the first one")
 
@@ -392,7 +392,15 @@ def _layer_parity(top_k: int) -> Requirement:
         f"A whole layer with top-{top_k} routing equals the unsharded one, the router's gradient included.",
         port=PORT,
         capabilities=(*_EP, Capability.ALL_REDUCE),
-        needs=("EP-random", "MOD-any-output", "XP-argsort", "XP-take-along-axis", "XP-searchsorted", "XP-grad-indexing", "SUM-rows"),
+        needs=(
+            "EP-random",
+            "MOD-any-output",
+            "XP-argsort",
+            "XP-take-along-axis",
+            "XP-searchsorted",
+            "XP-grad-indexing",
+            "SUM-rows",
+        ),
     )(check)
 
 

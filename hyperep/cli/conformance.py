@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``hyperep conformance``: check a platform, list the requirements, print the matrix."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperep.conformance.catalogue import requirements
+from hyperep.conformance.matrix import as_html, as_markdown
+from hyperep.conformance.report import Report, Result
+from hyperep.conformance.suite import check_platform
+from hyperep.conformance.text import listing, summary
+from hyperep.conformance.verdict import CONFORMING
+
+__all__ = ["conformance"]
+
+conformance = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Check a platform on real ranks.")
+
+
+@conformance.command("list")
+def list_requirements(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of the documentation.")] = False,
+) -> None:
+    """List every requirement: id, level, and what it demands."""
+    if markdown:
+        print(listing(), end="")
+        return
+    for r in requirements().values():
+        print(f"{r.id:30} {r.level.value:9} {r.demand}")
+    print(f"{len(requirements())} requirements")
+
+
+@conformance.command()
+def run(
+    platform: Annotated[str, typer.Option(help="Name of an installed platform.")],
+    world_size: Annotated[str, typer.Option(help="Numbers of ranks, such as 1,2,4.")] = "1,2,4",
+    report: Annotated[Path | None, typer.Option(help="Write the report there, as JSON.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Id of a requirement, or its beginning; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all data.")] = 0,
+    deadline: Annotated[float, typer.Option(help="Seconds that one requirement may take.")] = 60.0,
+    details: Annotated[bool, typer.Option("--details", help="Print tracebacks and stacks of what failed.")] = False,
+) -> None:
+    """Run the suite; exit status 0 if and only if the platform conforms."""
+    try:
+        sizes = [int(part) for part in world_size.split(",")]
+    except ValueError:
+        raise ValueError(f"--world-size {world_size}: give numbers of ranks such as 1,2,4") from None
+    found = check_platform(platform, sizes, only=only or (), seed=seed, deadline=deadline, progress=_show)
+    print(file=sys.stderr)
+    print(summary(found, details=details))
+    if report is not None:
+        found.save(report)
+    raise typer.Exit(0 if found.conforms else 1)
+
+
+@conformance.command()
+def matrix(
+    reports: Annotated[list[Path], typer.Argument(help="Reports, as written by run --report.")],
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page with filters there.")] = None,
+) -> None:
+    """Print a Markdown table of several reports, or write it as an HTML page."""
+    loaded = [Report.load(path) for path in reports]
+    if html is None:
+        print(as_markdown(loaded), end="")
+    else:
+        html.write_text(as_html(loaded), encoding="utf-8")
+
+
+def _show(result: Result) -> None:
+    """A sign for each result, so that one sees that something goes on."""
+    print("." if result.verdict in CONFORMING else "F", end="", file=sys.stderr, flush=True)

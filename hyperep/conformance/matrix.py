@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compatibility matrix of several reports: Markdown for the documentation, and one HTML page with filters."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+
+from hyperep.conformance.catalogue import requirements
+from hyperep.conformance.report import Report
+from hyperep.conformance.verdict import CONFORMING, Verdict
+from hyperep.platform.capabilities import Capability
+
+__all__ = ["as_html", "as_markdown", "cell"]
+
+_SIGNS = {
+    Verdict.PASSED: "✓",
+    Verdict.UNSUPPORTED: "-",
+    Verdict.EXPECTED: "(✗)",
+    Verdict.SMALL: "",
+    Verdict.FAILED: "✗",
+    Verdict.MISSING: "✗",
+    Verdict.BLOCKED: "…",
+    Verdict.UNEXPECTED: "!",
+}
+_WORST_FIRST = (
+    Verdict.FAILED,
+    Verdict.MISSING,
+    Verdict.UNEXPECTED,
+    Verdict.BLOCKED,
+    Verdict.EXPECTED,
+    Verdict.PASSED,
+    Verdict.UNSUPPORTED,
+    Verdict.SMALL,
+)
+
+
+def cell(report: Report, id: str) -> tuple[Verdict | None, str]:
+    """The worst verdict on a requirement over all world sizes, and why; ``None`` if it was not run."""
+    results = [r for r in report.results if r.id == id]
+    if not results:
+        return None, ""
+    worst = min(results, key=lambda r: _WORST_FIRST.index(r.verdict))
+    at = "" if worst.verdict in (Verdict.PASSED, Verdict.SMALL) else f"world size {worst.ranks}: "
+    return worst.verdict, f"{at}{worst.message}" if worst.message else ""
+
+
+def as_markdown(reports: Sequence[Report]) -> str:
+    """Tables of platforms, capabilities and requirements.
+
+    Raises:
+        ValueError: there is no report.
+    """
+    if not reports:
+        raise ValueError(
+            "a matrix needs at least one report; make one with: hyperep conformance run --report FILE.json"
+        )
+    heads = [_head(report, reports) for report in reports]
+    lines = [
+        "## Platforms",
+        "",
+        "| platform | distribution | framework | device | world sizes | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for head, r in zip(heads, reports, strict=True):
+        lines.append(f"| {head} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |")
+    lines += ["", "## Capabilities", "", f"| capability | {' | '.join(heads)} |", f"|---|{'---|' * len(reports)}"]
+    for capability in Capability:
+        supports = (r.capabilities.get(capability.value, "unsupported") for r in reports)
+        lines.append(f"| {capability.value} | {' | '.join(supports)} |")
+    lines += ["", "## Requirements", "", _LEGEND, ""]
+    for port in dict.fromkeys(r.port for r in requirements().values()):
+        lines += [
+            f"### {port[0].upper()}{port[1:]}",
+            "",
+            f"| requirement | {' | '.join(heads)} |",
+            f"|---|{'---|' * len(reports)}",
+        ]
+        for id in (r.id for r in requirements().values() if r.port == port):
+            verdicts = (cell(report, id)[0] for report in reports)
+            lines.append(f"| `{id}` | {' | '.join('' if v is None else _SIGNS[v] for v in verdicts)} |")
+        lines.append("")
+    notes = [
+        f"- {head}, `{id}`: {note}"
+        for head, report in zip(heads, reports, strict=True)
+        for id in requirements()
+        for verdict, note in [cell(report, id)]
+        if verdict in (Verdict.FAILED, Verdict.MISSING, Verdict.UNEXPECTED, Verdict.EXPECTED)
+    ]
+    if notes:
+        lines += ["## Failures", "", *notes, ""]
+    return "\n".join(lines)
+
+
+_LEGEND = (
+    "✓ met at every world size; - declared unsupported, and refused as it must be; ✗ failed; (✗) failed, as the plugin "
+    "declares; … blocked by a failure; nothing: not run."
+)
+
+
+def _sizes(report: Report) -> str:
+    return ", ".join(map(str, report.world_sizes))
+
+
+def _verdict(report: Report) -> str:
+    failed = len({r.id for r in report.results if r.verdict not in CONFORMING})
+    known = len({r.id for r in report.results if r.verdict is Verdict.EXPECTED})
+    text = "conforms" if report.conforms else f"{failed} requirements not met"
+    return text + (f", {known} known failures" if known else "")
+
+
+def _head(report: Report, reports: Sequence[Report]) -> str:
+    """Name of a column; with the device where one platform is there twice."""
+    twice = sum(other.platform == report.platform for other in reports) > 1
+    return f"{report.platform} ({report.device})" if twice else report.platform
+
+
+def as_html(reports: Sequence[Report]) -> str:
+    """One page that needs nothing else: the same tables, with filters by text, level, capability and verdict.
+
+    Raises:
+        ValueError: there is no report.
+    """
+    if not reports:
+        raise ValueError(
+            "a matrix needs at least one report; make one with: hyperep conformance run --report FILE.json"
+        )
+    heads = [_head(report, reports) for report in reports]
+    rows = []
+    for r in requirements().values():
+        cells = [cell(report, r.id) for report in reports]
+        rows.append(
+            {
+                "id": r.id,
+                "demand": r.demand,
+                "level": r.level.value,
+                "port": r.port,
+                "capabilities": [c.value for c in r.capabilities],
+                "cells": [[v.value if v else "not run", _SIGNS[v] if v else "", note] for v, note in cells],
+            }
+        )
+    platforms = [
+        {
+            "head": head,
+            "facts": [
+                r.distribution,
+                r.framework,
+                r.device,
+                f"world sizes {', '.join(map(str, r.world_sizes))}",
+                r.suite,
+            ],
+            "verdict": _verdict(r),
+            "conforms": r.conforms,
+        }
+        for head, r in zip(heads, reports, strict=True)
+    ]
+    # "</" must not end the script that the data stand in.
+    data = json.dumps({"platforms": platforms, "rows": rows}).replace("</", "<\\/")
+    return _PAGE.replace("@DATA@", data).replace("@TITLE@", html.escape("hyperep: conformance of platforms"))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>@TITLE@</title>
+<style>
+ :root { color-scheme: light dark; }
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+ .platforms { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
+ .platforms div { border: 1px solid #8886; border-radius: .5rem; padding: .6rem 1rem; }
+ .platforms small { display: block; opacity: .75; }
+ .filters { position: sticky; top: 0; background: Canvas; padding: .6rem 0; display: flex; flex-wrap: wrap; gap: .6rem; }
+ table { border-collapse: collapse; width: 100%; }
+ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8883; vertical-align: top; }
+ td.v { text-align: center; white-space: nowrap; }
+ td small { opacity: .75; }
+ .passed { color: #1a7f37; } .failed, .missing, .unexpected { color: #cf222e; font-weight: bold; }
+ .blocked, .expected { color: #9a6700; }
+ tr.port th { padding-top: 1.2rem; font-size: 1.1em; }
+</style></head><body>
+<h1>@TITLE@</h1>
+<div class="platforms" id="platforms"></div>
+<div class="filters">
+ <input id="text" type="search" placeholder="id or words" aria-label="id or words">
+ <select id="level" aria-label="level"></select>
+ <select id="capability" aria-label="capability"></select>
+ <select id="verdict" aria-label="verdict"></select>
+ <span id="shown"></span>
+</div>
+<table><thead id="head"></thead><tbody id="body"></tbody></table>
+<script>
+const data = @DATA@;
+const $ = id => document.getElementById(id);
+const make = (tag, text = "", cls = "") =>
+  Object.assign(document.createElement(tag), { textContent: text, className: cls });
+for (const p of data.platforms) {
+  const box = make("div");
+  box.append(make("b", p.head), " ", make("span", p.verdict, p.conforms ? "passed" : "failed"));
+  for (const fact of p.facts) if (fact) box.append(make("small", fact));
+  $("platforms").append(box);
+}
+const options = (id, label, values) => {
+  $(id).append(new Option(label, ""), ...[...new Set(values)].sort().map(v => new Option(v, v)));
+  $(id).onchange = show;
+};
+options("level", "every level", data.rows.map(r => r.level));
+options("capability", "every capability", data.rows.flatMap(r => r.capabilities));
+options("verdict", "every verdict", data.rows.flatMap(r => r.cells.map(c => c[0])));
+$("text").oninput = show;
+const head = make("tr");
+head.append(make("th", "requirement"), ...data.platforms.map(p => make("th", p.head)));
+$("head").append(head);
+function show() {
+  const text = $("text").value.toLowerCase(), level = $("level").value;
+  const capability = $("capability").value, verdict = $("verdict").value;
+  const rows = data.rows.filter(r =>
+    (!text || (r.id + " " + r.demand).toLowerCase().includes(text)) && (!level || r.level === level) &&
+    (!capability || r.capabilities.includes(capability)) && (!verdict || r.cells.some(c => c[0] === verdict)));
+  $("body").replaceChildren();
+  let port = null;
+  for (const r of rows) {
+    if (r.port !== port) {
+      const row = make("tr", "", "port"), cell = make("th", port = r.port);
+      cell.colSpan = data.platforms.length + 1;
+      row.append(cell);
+      $("body").append(row);
+    }
+    const row = make("tr"), name = make("td");
+    name.append(make("code", r.id), make("br"), make("small", r.demand));
+    row.append(name);
+    for (const [v, sign, note] of r.cells) {
+      const c = make("td", sign, "v " + v.split(" ")[0]);
+      c.title = note ? v + ": " + note : v;
+      row.append(c);
+    }
+    $("body").append(row);
+  }
+  $("shown").textContent = rows.length + " of " + data.rows.length + " requirements";
+}
+show();
+</script></body></html>
+"""

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one pytest run of the suite keeps: the target, the world that is up, the results so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from hyperep.conformance.catalogue import find
+from hyperep.conformance.report import Result
+from hyperep.conformance.suite import described, make_report
+from hyperep.conformance.target import find_target
+from hyperep.conformance.world_run import WorldRun
+from hyperep.platform.errors import PlatformError
+
+__all__ = ["SuiteSession"]
+
+
+class SuiteSession:
+    """The suite on one platform, driven by pytest's items; one world is up at a time."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        name = config.getoption("--hyperep-platform")
+        try:
+            self.target = find_target(name)
+        except (PlatformError, ValueError) as error:
+            raise pytest.UsageError(f"--hyperep-platform={name}: {error}") from None
+        self.world_sizes = _world_sizes(config.getoption("--hyperep-world-size"))
+        self.seed = config.getoption("--hyperep-seed")
+        self._deadline = config.getoption("--hyperep-deadline")
+        self._report = config.getoption("--hyperep-report")
+        self._world: WorldRun | None = None
+        self._description: Mapping[str, object] = {}
+        self._results: list[Result] = []
+        self._began = time.monotonic()
+
+    def run(self, ranks: int, id: str) -> Result:
+        """Check one requirement, on a new world if the size is another than before."""
+        if self._world is None or self._world.ranks != ranks:
+            self._end_world()
+            self._world = WorldRun(self.target, ranks, seed=self.seed, deadline=self._deadline)
+        self._results.append(self._world.run(find(id)))
+        return self._results[-1]
+
+    def finish(self) -> None:
+        """End the ranks; write the report, if one was asked for and something was run."""
+        self._end_world()
+        if self._report and self._results:
+            seconds = time.monotonic() - self._began
+            report = make_report(self.target, self._description, self.world_sizes, self.seed, seconds, self._results)
+            report.save(self._report)
+
+    def _end_world(self) -> None:
+        if self._world is not None:
+            self._description = described(self._world) or self._description
+            self._world.close()
+            self._world = None
+
+
+def _world_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise pytest.UsageError(f"--hyperep-world-size={text}: give numbers of ranks such as 1,2,4")
+    return sizes

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report as plain text: what to look at first, what is blocked behind it, and how to run it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from hyperep.conformance.catalogue import requirements
+from hyperep.conformance.report import Report, Result
+from hyperep.conformance.suite import failures_first
+from hyperep.conformance.verdict import Verdict
+
+__all__ = ["failure", "listing", "reproduction", "summary"]
+
+
+def reproduction(platform: str, result: Result, seed: int) -> str:
+    """The line that runs one requirement again."""
+    return f"hyperep conformance run --platform {platform} --world-size {result.ranks} --only {result.id} --seed {seed} --details"
+
+
+def failure(platform: str, result: Result, seed: int) -> str:
+    """Everything about one result, for whoever has to find the cause."""
+    demand = requirements()[result.id].demand
+    lines = [
+        f"{result.id} at world size {result.ranks}: {result.verdict.value}",
+        f"  demand: {demand}",
+        f"  found: {result.message}",
+        f"  seed: {seed}",
+        f"  again: {reproduction(platform, result, seed)}",
+    ]
+    return "\n".join([*lines, *([result.detail] if result.detail else [])])
+
+
+def summary(report: Report, *, details: bool = False) -> str:
+    """The report for a terminal: one line for each fault, those that block most others first."""
+    lines: list[str] = []
+    faults = failures_first(report.results)
+    behind = Counter(
+        (r.message.removeprefix("blocked by "), r.ranks) for r in report.results if r.verdict is Verdict.BLOCKED
+    )
+    if faults and details:
+        lines += [failure(report.platform, result, report.seed) + "\n" for result in faults]
+    if faults:
+        lines.append("To do, what blocks most others first:")
+        lines += [_line(id, results, behind) for id, results in _by_id(faults).items()]
+        lines += [
+            "",
+            f"Again, with everything that is known about it:\n  {reproduction(report.platform, faults[0], report.seed)}",
+        ]
+    expected = [r for r in report.results if r.verdict is Verdict.EXPECTED]
+    if expected:
+        lines.append("Known failures, as the plugin declares them:")
+        lines += [f"  {id} (world size {_sizes(rs)}): {rs[0].message}" for id, rs in _by_id(expected).items()]
+    counts = Counter(result.verdict for result in report.results)
+    told = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    sizes = ", ".join(map(str, report.world_sizes))
+    conforms = "conforms" if report.conforms else "does not conform"
+    lines += ["", f"{report.platform} {conforms} at world size {sizes} on {report.device or '?'}: {told}."]
+    return "\n".join(lines).strip("\n")
+
+
+def listing() -> str:
+    """Every requirement as a table in Markdown, by part of the protocol: what the documentation prints."""
+    ports: dict[str, list[str]] = {}
+    for r in requirements().values():
+        needs = ", ".join(c.value for c in r.capabilities) or "none"
+        ranks = f" From {r.min_ranks} ranks." if r.min_ranks > 1 else ""
+        ports.setdefault(r.port, []).append(f"| `{r.id}` | {r.level.value} | {needs} | {_cell(r.demand)}{ranks} |")
+    parts = [
+        f"### {port[0].upper()}{port[1:]}\n\n| id | level | capabilities | demand |\n|---|---|---|---|\n"
+        + "\n".join(rows)
+        for port, rows in ports.items()
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _line(id: str, results: Sequence[Result], behind: Counter[tuple[str, int]]) -> str:
+    blocked = max(behind[(id, r.ranks)] for r in results)
+    tail = f" [blocks {blocked} more]" if blocked else ""
+    return f"  {id} (world size {_sizes(results)}): {results[0].message}{tail}"
+
+
+def _sizes(results: Sequence[Result]) -> str:
+    return ", ".join(str(r.ranks) for r in results)
+
+
+def _by_id(results: Sequence[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.id, []).append(result)
+    return found

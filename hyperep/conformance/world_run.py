@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``WorldRun``: the suite on one platform in one world, a requirement at a time, on warm ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hyperep.conformance.report import Result
+from hyperep.conformance.requirement import Requirement
+from hyperep.conformance.target import Target
+from hyperep.conformance.verdict import Judgement, Verdict, judge, unsupported
+from hyperep.launch.pool import RankPool
+from hyperep.platform.errors import RankFailure
+
+__all__ = ["STARTS", "WorldRun"]
+
+STARTS = "WORLD-starts"
+"""The requirement that ranks start at all, which every other one needs."""
+
+
+class WorldRun:
+    """Runs requirements on a world of *ranks* ranks of *target*, which is started when it is first needed.
+
+    Args:
+        target: the platform.
+        ranks: world size.
+        seed: of all data.
+        deadline: seconds that one requirement may take.
+        start_deadline: seconds in which the ranks must have started.
+    """
+
+    def __init__(
+        self, target: Target, ranks: int, *, seed: int = 0, deadline: float = 60.0, start_deadline: float = 180.0
+    ) -> None:
+        self.target, self.ranks, self.seed, self.deadline = target, ranks, seed, deadline
+        self._pool = RankPool(target.launcher, target.name, ranks, start_deadline=start_deadline)
+        self._description: Mapping[str, Any] | None = None
+        self._verdicts: dict[str, Verdict] = {}
+        self._roots: dict[str, str] = {}  # blocked requirement -> the failed one that it goes back to
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Name, device and capabilities of the platform, as rank 0 tells.
+
+        Raises:
+            RankFailure: the ranks do not start.
+        """
+        if self._description is None:
+            self._description = self._pool.run("hyperep.conformance.on_rank:describe", {}, deadline=self.deadline)[0]
+        return self._description
+
+    def run(self, requirement: Requirement) -> Result:
+        """Check one requirement. Those that it needs are taken into account as far as they were run before."""
+        began = time.monotonic()
+        judgement = self._verdict_on(requirement)
+        reason = self.target.expects_failure(requirement.id, self.ranks)
+        if reason is not None and judgement.verdict in (Verdict.FAILED, Verdict.MISSING):
+            judgement = Judgement(Verdict.EXPECTED, f"{reason} ({judgement.message})", judgement.detail)
+        elif reason is not None and judgement.verdict is Verdict.PASSED:
+            judgement = Judgement(
+                Verdict.UNEXPECTED, f"declared to fail ({reason}), but it passed; take it out of the spec"
+            )
+        self._verdicts[requirement.id] = judgement.verdict
+        return Result(
+            id=requirement.id,
+            ranks=self.ranks,
+            verdict=judgement.verdict,
+            message=judgement.message,
+            detail=judgement.detail,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._pool.close()
+
+    def __enter__(self) -> WorldRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _verdict_on(self, requirement: Requirement) -> Judgement:
+        if self.ranks < requirement.min_ranks:
+            return Judgement(Verdict.SMALL, f"needs {requirement.min_ranks} ranks")
+        if requirement.id != STARTS and self._verdicts.get(STARTS, Verdict.PASSED) is not Verdict.PASSED:
+            return self._blocked(requirement, STARTS)
+        try:
+            supports = self.description["capabilities"]
+        except RankFailure as failure:
+            return self._rank_failure(failure)
+        lacking = unsupported(requirement, supports)
+        if lacking and not requirement.refusable:
+            return Judgement(Verdict.UNSUPPORTED, f"{', '.join(lacking)} is not declared; nothing to call")
+        blocking = next((n for n in requirement.needs if self._verdicts.get(n) in _BLOCKING), None)
+        if blocking is not None and not lacking:
+            return self._blocked(requirement, blocking)
+        arguments = {
+            "requirement": requirement.id,
+            "seed": self.seed,
+            "ranks": self.ranks,
+            "declared": dict(self.target.declared),
+        }
+        try:
+            outcomes = self._pool.run("hyperep.conformance.on_rank:check", arguments, deadline=self.deadline)
+        except RankFailure as failure:
+            return self._rank_failure(failure)
+        if not _in_step(outcomes):
+            self._pool.close()
+        return judge(requirement, outcomes, supports)
+
+    def _blocked(self, requirement: Requirement, by: str) -> Judgement:
+        root = self._roots[requirement.id] = self._roots.get(by, by)
+        return Judgement(Verdict.BLOCKED, f"blocked by {root}")
+
+    def _rank_failure(self, failure: RankFailure) -> Judgement:
+        headline, _, rest = str(failure).partition("\n")
+        return Judgement(Verdict.FAILED, headline, rest)
+
+
+_BLOCKING = (Verdict.FAILED, Verdict.BLOCKED, Verdict.MISSING)
+
+
+def _in_step(outcomes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all ranks have issued the same collectives, so that the next check may use them.
+
+    They have if all finished, or all stopped at one place; else some may wait for what others never sent.
+    """
+    if all(outcome["outcome"] == "met" for outcome in outcomes):
+        return True
+    return len({(outcome["outcome"], str(outcome.get("where"))) for outcome in outcomes}) == 1
