@@ -169,7 +169,8 @@ _PAGE = """<!DOCTYPE html>
  .platforms { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
  .platforms div { border: 1px solid #8886; border-radius: .5rem; padding: .6rem 1rem; }
  .platforms small { display: block; opacity: .75; }
- .filters { position: sticky; top: 0; background: Canvas; padding: .6rem 0; display: flex; flex-wrap: wrap; gap: .6rem; }
+ .filters { position: sticky; top: 0; background: Canvas; padding: .6rem 0; }
+ .filters { display: flex; flex-wrap: wrap; gap: .6rem; }
  table { border-collapse: collapse; width: 100%; }
  th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8883; vertical-align: top; }
  td.v { text-align: center; white-space: nowrap; }

@@ -16,7 +16,8 @@ __all__ = ["failure", "listing", "reproduction", "summary"]
 
 def reproduction(platform: str, result: Result, seed: int) -> str:
     """The line that runs one requirement again."""
-    return f"hyperep conformance run --platform {platform} --world-size {result.ranks} --only {result.id} --seed {seed} --details"
+    what = f"--platform {platform} --world-size {result.ranks} --only {result.id} --seed {seed}"
+    return f"hyperep conformance run {what} --details"
 
 
 def failure(platform: str, result: Result, seed: int) -> str:
@@ -44,10 +45,8 @@ def summary(report: Report, *, details: bool = False) -> str:
     if faults:
         lines.append("To do, what blocks most others first:")
         lines += [_line(id, results, behind) for id, results in _by_id(faults).items()]
-        lines += [
-            "",
-            f"Again, with everything that is known about it:\n  {reproduction(report.platform, faults[0], report.seed)}",
-        ]
+        again = reproduction(report.platform, faults[0], report.seed)
+        lines += ["", f"Again, with everything that is known about it:\n  {again}"]
     expected = [r for r in report.results if r.verdict is Verdict.EXPECTED]
     if expected:
         lines.append("Known failures, as the plugin declares them:")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -219,7 +220,7 @@ def a2a_wrong_splits(case: Case) -> None:
     x = case.tensor(np.ones((2 * case.ranks, 2), np.float32))
     for wrong in ([3] * case.ranks, [1] * case.ranks, [2] * (case.ranks + 1)):
         case.note(input_splits=wrong, rows=2 * case.ranks)
-        case.raises(Exception, lambda w=wrong: case.platform.all_to_all_single(x, w, w))
+        case.raises(Exception, functools.partial(case.platform.all_to_all_single, x, wrong, wrong))
     _exchange(case, np.full((case.ranks, case.ranks), 1))  # and the ranks are still in step
 
 

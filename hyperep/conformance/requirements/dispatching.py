@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -183,10 +184,11 @@ def _fault(name: str, demand: str, kind: type[Exception], words: tuple[str, ...]
         for guilty in range(case.ranks):
             case.note(guilty=guilty)
             x, counts = np.ones((experts, _DIM), np.float32), np.ones(experts, np.int64)
-            given = (case.tensor(x), case.tensor(counts))
+            rows, tokens = case.tensor(x), case.tensor(counts)
             if case.rank == guilty:
-                given = spoil(case, x, counts)
-            case.raises(kind, lambda g=given: hyperep.dispatch(*g, mesh, num_experts=experts), f"rank {guilty}", *words)
+                rows, tokens = spoil(case, x, counts)
+            attempt = functools.partial(hyperep.dispatch, rows, tokens, mesh, num_experts=experts)
+            case.raises(kind, attempt, f"rank {guilty}", *words)
             # The ranks are still in step.
             rows, _, context = hyperep.dispatch(case.tensor(x), case.tensor(counts), mesh, num_experts=experts)
             case.equal(hyperep.combine(rows, context), x, "rows of the dispatch after the error")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections.abc import Sequence
@@ -331,7 +332,7 @@ def wrong_mesh(case: Case) -> None:
     module = GroupedExperts(case.platform, _DIM, _HIDDEN, case.ranks)
     for shape, names in (((case.ranks,), ("dp",)), ((case.ranks, 1), ("ep", "tp"))):
         mesh = hyperep.init_device_mesh(case.platform, shape, names)
-        case.raises(ValueError, lambda m=mesh: hyperep.ExpertParallel().apply(module, m), "[ep]")
+        case.raises(ValueError, functools.partial(hyperep.ExpertParallel().apply, module, mesh), "[ep]")
 
 
 @requirement(
