@@ -18,7 +18,7 @@ from hyperep_torch.products import (
     rows_product,
 )
 
-__all__ = ["grouped_matmul", "has_native_kernel"]
+__all__ = ["check_operands", "grouped_matmul", "has_native_kernel"]
 
 
 def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Ten
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    _check(x, weight, group_sizes)
+    check_operands(x, weight, group_sizes)
     native = has_native_kernel(x.device, x.dtype)
     if not native or is_aligned(x.dtype, *weight.shape[1:]):
         return _GroupedMatmul.apply(x, weight, group_sizes, native)
@@ -68,7 +68,8 @@ class _GroupedMatmul(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> None:
+def check_operands(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> None:
+    """Shapes and dtypes that fit together, or a ``ValueError``."""
     if x.ndim != 2 or weight.ndim != 3 or x.shape[1] != weight.shape[2] or group_sizes.shape != weight.shape[:1]:
         raise ValueError(
             f"grouped_matmul of x {tuple(x.shape)}, weight {tuple(weight.shape)} and group_sizes "
