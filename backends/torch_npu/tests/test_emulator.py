@@ -38,7 +38,10 @@ def test_every_library_that_the_wheel_is_linked_against_is_found() -> None:
     assert not problems
 
 
-@pytest.mark.parametrize("program", ["import torch", "import torch_npu, torch", "import torch; import torch_npu"])
+LOOK = "import importlib.util; importlib.util.find_spec('torch_npu'); import torch"
+
+
+@pytest.mark.parametrize("program", ["import torch", "import torch_npu, torch", "import torch, torch_npu", LOOK])
 def test_a_process_gets_the_kernels_whatever_it_imports_first(program: str) -> None:
     """Ranks of other launchers, which import what they like, without kernels."""
     check = "; print(float((torch.arange(3.).npu() * 2).sum()), torch.npu.device_count())"

@@ -16,11 +16,10 @@ class KernelsAfterTorchNpu:
     """A meta path finder that lets torch_npu be found as usual, and has its kernels served once it is imported."""
 
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find torch_npu, once, with a loader that serves the kernels afterwards."""
+        """Find torch_npu as usual, with a loader that serves the kernels afterwards. Others may look without loading."""
         if name != "torch_npu":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
