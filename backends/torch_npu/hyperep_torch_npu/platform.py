@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``TorchNpuPlatform``: PyTorch on Ascend as one rank of a world.
+
+All that is not said here is :class:`hyperep_torch.platform.TorchPlatform`'s: modules, DTensors, autodiff, and the
+collectives, each of which is issued asynchronously and then waited for. On Ascend that wait is what makes a result
+visible: HCCL runs on streams of its own, and unlike NCCL a call that blocks does not order the work after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from hyperep_torch.platform import TorchPlatform
+from hyperep_torch.world import join_world
+
+from hyperep.platform.capabilities import Capability, Support
+from hyperep_torch_npu import grouped, rows
+from hyperep_torch_npu.device import NPU
+from hyperep_torch_npu.spec import CAPABILITIES
+
+__all__ = ["TorchNpuPlatform", "join"]
+
+
+def join(timeout: float = 600.0) -> TorchNpuPlatform:
+    """The platform of this process: part of its process group or launch, or a single rank.
+
+    Args:
+        timeout: deadline in seconds of collectives, for the groups that are made here.
+
+    Raises:
+        ValueError: no Ascend device answers, the process group that is there is not of HCCL, or the environment
+            describes half a launch.
+    """
+    return TorchNpuPlatform(join_world("npu", timeout, kinds=(NPU,)))
+
+
+class TorchNpuPlatform(TorchPlatform):
+    """PyTorch on an Ascend device; the meaning of each member is in the protocol."""
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "torch_npu"
+
+    @property
+    def capabilities(self) -> Mapping[Capability, Support]:  # noqa: D102
+        return CAPABILITIES
+
+    def permute_rows(self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return rows.permute_rows(x, index, inverse)
+
+    def grouped_matmul(  # noqa: D102
+        self, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor
+    ) -> torch.Tensor:
+        return grouped.grouped_matmul(x, weight, group_sizes)
