@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real ranks for the tests: processes that run a function of `programs`, and that end when this process does."""
+"""Real ranks for the tests: processes that run a function of `raw_programs`, and that end when this process does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-PROGRAMS = Path(__file__).with_name("programs.py")
+PROGRAMS = Path(__file__).with_name("raw_programs.py")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Ended:
 
 
 def run(program: str, ranks: int, *, timeout: float = 120, extra: Mapping[str, str] | None = None) -> list[Ended]:
-    """Run `programs.<program>()` on every rank, and say how each ended. Returns within `timeout` seconds."""
+    """Run `raw_programs.<program>()` on every rank, and say how each ended. Returns within `timeout` seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ranks of the tests run: `python programs.py NAME` calls the function of that name."""
+"""What the ranks of the tests run: `python raw_programs.py NAME` calls the function of that name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of collectives are there when they are read, which on Ascend is no matter of course."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.emulator  # hardware is late when it wants to be; the emulated device when it is told to
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_results_are_visible_however_late_the_device_is(pools, ranks):
+    pools(ranks).run("npu_programs:results_are_visible", {}, deadline=60)
+
+
+def test_without_the_wait_they_are_not(pools):
+    pools(2).run("npu_programs:results_are_garbage_without_the_wait", {}, deadline=60)
