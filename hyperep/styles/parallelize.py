@@ -77,6 +77,8 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
 
 
 def _matches(path: str, pattern: str) -> bool:
+    if not path:
+        return not pattern  # the module itself has no segment that a pattern could match
     segments, patterns = path.split("."), pattern.split(".")
     return len(segments) == len(patterns) and all(map(fnmatchcase, segments, patterns))
 
