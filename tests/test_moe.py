@@ -34,3 +34,9 @@ def test_expert_bias_follows_the_load_of_all_ranks(ranks):
 
 def test_expert_bias_balances():
     run(moe_cases.balance_by_bias, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", ["capacity by probability", "capacity by position"])
+def test_capacity_under_expert_parallelism(name, ranks):
+    run(lambda platform: moe_cases.capacity_under_expert_parallelism(platform, name), ranks)

@@ -7,7 +7,12 @@ from typing import Any
 
 from hyperep.platform.protocol import Platform
 
-__all__ = ["logsumexp", "sigmoid", "softmax"]
+__all__ = ["as_float32", "logsumexp", "sigmoid", "softmax"]
+
+
+def as_float32(platform: Platform[Any], x: Any) -> Any:
+    """*x* in float32; itself if it is, where ``astype`` would copy."""
+    return x if x.dtype == platform.xp.float32 else platform.xp.astype(x, platform.xp.float32)
 
 
 def softmax(platform: Platform[Any], x: Any) -> Any:

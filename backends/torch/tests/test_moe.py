@@ -5,9 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from hyperep.moe import build_moe
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
 import moe_cases
+from measure import fill_weights
 
 
 @pytest.mark.parametrize("name", moe_cases.CONFIGS)
@@ -31,3 +35,28 @@ def test_global_loss_is_that_of_all_ranks(two):
 
 def test_expert_bias_follows_the_load_of_all_ranks(two):
     two.run(moe_cases.bias_follows_the_load)
+
+
+def test_capacity_under_expert_parallelism(two):
+    two.run(moe_cases.capacity_under_expert_parallelism, "capacity by probability")
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "capacity by probability"])
+def test_bfloat16(platform, name):
+    """A layer in bfloat16 routes in float32 and agrees with the float32 one to bfloat16's precision."""
+    layer = build_moe(platform, moe_cases.CONFIGS[name])
+    fill_weights(platform, layer)
+    rounded = build_moe(platform, moe_cases.CONFIGS[name]).to(torch.bfloat16)
+    rounded.load_state_dict(layer.state_dict())
+    layer.load_state_dict(rounded.state_dict())  # the same values in both
+    x = torch.randn(20, moe_cases.DIM, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    out, stats = rounded(x, with_stats=True)
+    expected, wide_stats = layer(wide, with_stats=True)
+    assert (out.dtype, stats.routing.logits.dtype, stats.routing.scores.dtype) == (torch.bfloat16, *[torch.float32] * 2)
+    assert torch.equal(stats.routing.experts, wide_stats.routing.experts)
+    out.float().square().sum().backward()
+    expected.square().sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    for value, wanted in ((out, expected), (x.grad, wide.grad), (rounded.router.gate.grad, layer.router.gate.grad)):
+        assert (value.float() - wanted).abs().max() < 0.04 * wanted.abs().max()
