@@ -59,8 +59,9 @@ class Meshes:
     def __init__(self, platform: Any, world: World) -> None:
         self._platform = platform
         self._world = world
-        self._native: dict[DeviceMesh, NativeMesh] = {}
-        self._core: dict[NativeMesh, DeviceMesh] = {}
+        self._made: dict[DeviceMesh, NativeMesh] = {}
+        self._made_for: dict[NativeMesh, DeviceMesh] = {}
+        self._adopted: dict[NativeMesh, DeviceMesh] = {}
 
     def adopt(self, native: NativeMesh) -> DeviceMesh:
         """The core's view of *native*.
@@ -68,8 +69,9 @@ class Meshes:
         Raises:
             ValueError: it is a mesh of another kind of device.
         """
-        if native in self._core:
-            return self._core[native]
+        known = self._adopted.get(native)
+        if known is not None and known.native is native:  # PyTorch's meshes are equal where their ranks and names are
+            return known
         if native.device_type != self._world.kind.type:
             raise ValueError(
                 f"the mesh {native!r} is one of {native.device_type!r} devices, but the platform is on "
@@ -78,23 +80,24 @@ class Meshes:
         member = native.get_coordinate() is not None
         groups = [native.get_group(d) if member else None for d in range(native.ndim)]
         mesh = DeviceMesh(self._platform, native.mesh.numpy(), native.mesh_dim_names, groups, native)
-        self._core[native] = mesh
+        self._adopted[native] = mesh
         return mesh
 
     def native(self, mesh: DeviceMesh) -> NativeMesh:
         """The native mesh of *mesh*; made of its groups if it has none."""
         if mesh.native is not None:
             return mesh.native  # type: ignore[return-value]
-        if mesh not in self._native:
+        if mesh not in self._made:
             groups = [self._process_group(mesh.get_group(d)) for d in range(mesh.ndim)]
             made = _from_groups(groups, self._world.kind.type, mesh)
-            self._native[mesh] = made
-            self._core.setdefault(made, mesh)
-        return self._native[mesh]
+            self._made[mesh], self._made_for[made] = made, mesh
+        return self._made[mesh]
 
     def sharding(self, tensor: DTensor) -> Sharding:
         """The layout of a DTensor."""
-        return Sharding(self.adopt(tensor.device_mesh), tuple(map(from_native_placement, tensor.placements)))
+        # A mesh that was made here may have got names that the core's does not have.
+        mesh = self._made_for.get(tensor.device_mesh) or self.adopt(tensor.device_mesh)
+        return Sharding(mesh, tuple(map(from_native_placement, tensor.placements)))
 
     def from_local(self, local: torch.Tensor, sharding: Sharding) -> DTensor:
         """The DTensor of which this rank holds *local*."""

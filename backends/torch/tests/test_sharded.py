@@ -6,6 +6,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hyperep_torch.sharded import from_native_placement, to_native_placement
 from torch.distributed import tensor as dtensor
@@ -72,10 +73,10 @@ def _layouts(platform):
             native = dtensor.distribute_tensor(whole, tensor.device_mesh, list(map(to_native_placement, placements)))
             assert torch.equal(native.to_local(), tensor.to_local())
             assert platform.sharding(tensor) == Sharding(target, placements)
-    for name, line in (("ep", mesh["ep"]), ("tp", mesh["tp"])):
+    for line in (mesh["ep"], mesh["tp"]):
         tensor = hyperep.distribute_tensor(whole, line, [Shard(0)])
         assert tensor.device_mesh.mesh.tolist() == line.ranks.tolist()
-        assert tensor.device_mesh.get_group() is mesh.get_group(name)
+        assert dist.get_process_group_ranks(tensor.device_mesh.get_group()) == line.ranks.tolist()
         # On a sub-mesh the first rank of each line decides; all ranks hold the same here.
         assert torch.equal(tensor.full_tensor(), whole)
 
@@ -107,6 +108,22 @@ def _adopted(platform):
 
 def test_a_native_mesh_is_adopted_with_its_groups(four):
     four.run(_adopted)
+
+
+def _equal_meshes(platform):
+    """A native mesh that equals one made for the core is still the user's own, and used as such."""
+    core = hyperep.init_device_mesh(platform, (2, 2), ("dp", "ep"))
+    made = hyperep.distribute_tensor(torch.ones(4, 2), core, [Replicate(), Shard(0)])
+    native = init_native_mesh("cpu", (2, 2), mesh_dim_names=("dp", "ep"))
+    assert made.device_mesh == native
+    assert made.device_mesh is not native
+    tensor = hyperep.distribute_tensor(torch.ones(4, 2), platform.adopt_mesh(native), [Replicate(), Shard(0)])
+    assert tensor.device_mesh is native
+    assert platform.sharding(tensor) == platform.sharding(made)
+
+
+def test_equal_meshes_are_kept_apart(four):
+    four.run(_equal_meshes)
 
 
 def _wrong_device(platform):
