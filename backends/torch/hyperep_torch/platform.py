@@ -21,6 +21,7 @@ from hyperep.sharding import Sharding
 from hyperep_torch import autodiff, collectives, grouped, groups, kernels, modules, rows, sharded, swiglu, transfer
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
+from hyperep_torch.instruments import Instruments
 from hyperep_torch.spec import CAPABILITIES
 from hyperep_torch.world import World, join_world
 
@@ -224,6 +225,12 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         self, function: Callable[..., Any], *primals: torch.Tensor, parameters: Sequence[torch.Tensor] = ()
     ) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
         return autodiff.vjp(function, *primals, parameters=parameters)
+
+    # ------------------------------------------------------------------------------------------- measuring
+    @property
+    def instruments(self) -> Instruments:
+        """What ``hyperep bench`` can learn here about memory; no member of the protocol."""
+        return Instruments(self._world.device)
 
     # -------------------------------------------------------------------------------------------- as a value
     def __deepcopy__(self, memo: object) -> TorchPlatform:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``CountingPlatform``: stands before a platform, and counts what the core asks it to move."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyperep.platform.base import PlatformBase
+from hyperep.platform.protocol import Group, Platform
+
+__all__ = ["CountingPlatform", "Counts", "nbytes"]
+
+
+@dataclass
+class Counts:
+    """What was moved since the counts were taken last."""
+
+    host_copies: int = 0
+    small: int = 0
+    """Exchanges of integers, which are counts of rows."""
+    large: int = 0
+    """Exchanges of rows."""
+    wire_bytes: int = 0
+    """Bytes that left this rank for another one."""
+
+
+class CountingPlatform:
+    """Has all members of *platform*, and counts its copies to the host and its all-to-alls."""
+
+    def __init__(self, platform: Platform[Any]) -> None:
+        self._platform = platform
+        self._counts = Counts()
+
+    def take(self) -> Counts:
+        """The counts since the last call."""
+        counts, self._counts = self._counts, Counts()
+        return counts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._platform, name)
+
+    def to_host(self, *tensors: Any) -> Any:
+        """Count one copy."""
+        self._counts.host_copies += 1
+        return self._platform.to_host(*tensors)
+
+    def all_to_all_single(
+        self,
+        x: Any,
+        output_splits: Sequence[int] | None = None,
+        input_splits: Sequence[int] | None = None,
+        group: Group = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Count one exchange, and the bytes that leave this rank; *group* must be all ranks."""
+        ranks, rank = self._platform.world_size, self._platform.rank
+        kept = x.shape[0] // ranks if input_splits is None else input_splits[rank]
+        if x.shape[0]:
+            self._counts.wire_bytes += nbytes(x) // x.shape[0] * (x.shape[0] - kept)
+        if "int" in str(x.dtype).lower():
+            self._counts.small += 1
+        else:
+            self._counts.large += 1
+        return self._platform.all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+    def differentiable_all_to_all_single(
+        self, x: Any, input_splits: Sequence[int], output_splits: Sequence[int], group: Group = None
+    ) -> Any:
+        """The two exchanges that the protocol prescribes, each of them counted."""
+        return PlatformBase.differentiable_all_to_all_single(self, x, input_splits, output_splits, group)  # type: ignore[arg-type]
+
+
+def nbytes(x: Any) -> int:
+    """Size of a tensor of numbers, from its shape and the name of its dtype."""
+    bits = re.search(r"\d+", str(x.dtype))
+    if bits is None:
+        raise ValueError(f"the dtype {x.dtype} does not name its size")
+    size = int(bits.group()) // 8
+    for extent in x.shape:
+        size *= int(extent)
+    return size

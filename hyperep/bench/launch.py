@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing the benchmark and its ranks together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from hyperep.bench.program import run
+from hyperep.bench.shapes import Shape
+from hyperep.launch import Launcher
+from hyperep.platform.reference import resolve
+from hyperep.platform.selection import get_platform, select, use_platform
+
+__all__ = ["PROGRAM", "start"]
+
+PROGRAM = "hyperep.bench.program:run"
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def start(
+    shapes: Sequence[Shape], *, platform_name: str | None, ranks: int | None, repetitions: int, naive: bool
+) -> list[dict[str, Any]] | None:
+    """Measure *shapes* on new ranks of a platform, or as one rank of the launch that this process is part of.
+
+    New ranks get one thread each, unless the environment says otherwise: several ranks share the machine's cores.
+
+    Returns:
+        A record for each shape; ``None`` on the other ranks of a launch that is joined.
+
+    Raises:
+        ValueError: the experts of a shape do not divide by the ranks, or the ranks do not fit the launch.
+        PlatformError: there is no such platform, a rank failed or did not start.
+    """
+    spec = select(platform_name).spec
+    assert spec is not None, "a viable candidate has a spec"
+    launcher = resolve(spec.launcher) if spec.launcher else None
+    assert launcher is None or isinstance(launcher, Launcher), spec.launcher
+    arguments: dict[str, Any] = {
+        "shapes": [dataclasses.asdict(shape) for shape in shapes],
+        "repetitions": repetitions,
+        "naive": naive,
+    }
+    if launcher is not None and launcher.joined():
+        with use_platform(spec.name) as platform:
+            if ranks not in (None, platform.world_size):
+                raise ValueError(
+                    f"ranks={ranks}, but this process is one of {platform.world_size} that were launched already; "
+                    "leave out --ranks, or start hyperep bench outside that launch"
+                )
+            records = run(platform, **arguments)
+            return records if platform.rank == 0 else None
+    ranks = (2 if launcher is not None else 1) if ranks is None else ranks
+    if ranks < 1 or (ranks > 1 and launcher is None):
+        raise ValueError(f"ranks={ranks}: platform {spec.name!r} takes {'at least 1' if launcher else 'exactly 1'}")
+    for shape in shapes:
+        shape.check(ranks)
+    if launcher is None:
+        with use_platform(get_platform(spec.name)) as platform:
+            return run(platform, **arguments)
+    for variable in _ONE_THREAD:
+        os.environ.setdefault(variable, "1")
+    found: list[dict[str, Any]] = launcher.run(spec.name, PROGRAM, arguments, ranks)
+    return found

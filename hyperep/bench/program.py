@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every rank runs: each shape in turn; rank 0's result is the benchmark's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hyperep.bench import memory, theory
+from hyperep.bench.case import Case
+from hyperep.bench.counting import CountingPlatform, nbytes
+from hyperep.bench.naive import reason_against
+from hyperep.bench.shapes import Shape
+from hyperep.bench.timing import interleaved, wait
+from hyperep.mesh import init_device_mesh
+from hyperep.platform.protocol import Platform
+
+__all__ = ["count", "measure", "run"]
+
+
+def run(
+    platform: Platform[Any], shapes: Sequence[Mapping[str, Any]], repetitions: int, naive: bool
+) -> list[dict[str, Any]]:
+    """Measure each of *shapes* (fields of :class:`Shape`) on all ranks of the world. Collective."""
+    mesh = init_device_mesh(platform, (platform.world_size,), ("ep",))
+    found = []
+    for fields in shapes:
+        shape = Shape(**fields)
+        found.append(measure(Case(mesh, shape), repetitions, naive) | count(platform, shape))
+    return found
+
+
+def measure(case: Case, repetitions: int, naive: bool) -> dict[str, Any]:
+    """Times of the layer and of what it is compared with."""
+    contestants = {"forward": case.forward, "forward_backward": case.forward_backward, "limit": case.limit}
+    reason = reason_against(case.platform) if naive else "left out on request"
+    if not reason:
+        case.check_naive()
+        contestants["naive"] = case.naive_forward_backward
+    times = interleaved(case.platform, contestants, repetitions)
+    median = {name: float(np.median(values)) for name, values in times.items()}
+    layer = median["forward_backward"]
+    return {
+        "shape": case.shape.name,
+        "ranks": case.mesh.size(),
+        "forward_ms": median["forward"],
+        "forward_backward_ms": layer,
+        "limit_ms": median["limit"],
+        "ratio_to_limit": layer / median["limit"],
+        "naive_ms": median.get("naive"),
+        "speedup_over_naive": median["naive"] / layer if "naive" in median else None,
+        "naive_left_out": reason or None,
+        "spread_ms": {name: np.percentile(values, (25, 75)).tolist() for name, values in times.items()},
+        "saved_bytes": memory.saved_bytes(
+            case.platform, case.forward_recorded, [case.platform.local(p) for p in case.parameters.values()]
+        ),
+        "peak_bytes": memory.peak_bytes(case.platform, lambda: wait(case.platform, case.forward_backward())),
+    }
+
+
+def count(platform: Platform[Any], shape: Shape) -> dict[str, Any]:
+    """What the layer moves, summed over all ranks where it is bytes, and what it must move."""
+    counting: Any = CountingPlatform(platform)
+    case = Case(init_device_mesh(counting, (platform.world_size,), ("ep",)), shape)
+    counting.take()
+    pullback = case.forward_recorded()
+    forward = counting.take()
+    wait(platform, pullback())
+    backward = counting.take()
+    sent = platform.from_host(np.array([forward.wire_bytes + backward.wire_bytes], dtype=np.int64))
+    return {
+        "host_copies": forward.host_copies + backward.host_copies,
+        "collectives": {
+            "forward": {"small": forward.small, "large": forward.large},
+            "backward": {"small": backward.small, "large": backward.large},
+        },
+        "wire_bytes": int(platform.to_host(platform.all_reduce(sent))[0][0]),
+        "wire_bytes_theory": theory.wire_bytes(case.all_counts, nbytes(case.rows) // max(shape.rows, 1)),
+    }

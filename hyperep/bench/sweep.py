@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the cost of a layer grows with one of its sizes, as points to measure and as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hyperep.bench.launch import start
+from hyperep.bench.shapes import Shape
+
+__all__ = ["SWEEPS", "Point", "draw", "points", "swept"]
+
+SWEEPS: Mapping[str, tuple[float, ...]] = {
+    "experts": (16, 32, 64, 128, 256, 512),
+    "tokens": (256, 512, 1024, 2048, 4096),
+    "ranks": (1, 2, 4),
+    "skew": (0.0, 0.125, 0.25, 0.375, 0.5),
+}
+"""The values that each sweep takes."""
+
+_LABELS = {
+    "experts": "experts, at the same rows",
+    "tokens": "tokens of each rank",
+    "ranks": "ranks",
+    "skew": "part of all rows for one hot expert",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One measurement of a sweep."""
+
+    value: float
+    shape: Shape
+    ranks: int
+    line: str = "layer"
+    """Points of one name are joined in the picture."""
+
+
+def points(sweep: str, base: Shape, ranks: int) -> list[Point]:
+    """What to measure for *sweep*, beginning from the shape *base*.
+
+    Raises:
+        ValueError: there is no such sweep.
+    """
+    if sweep not in SWEEPS:
+        raise ValueError(f"unknown sweep {sweep!r}; choose one of {', '.join(SWEEPS)}")
+    found = []
+    for value in SWEEPS[sweep]:
+        if sweep == "ranks":
+            # The same layer and the same tokens in all, so that each rank has less to do.
+            shape = dataclasses.replace(base, tokens=base.tokens * ranks // int(value))
+            found.append(Point(value, shape, int(value)))
+        elif sweep == "skew":
+            one = dataclasses.replace(base, hot=value)
+            spread = dataclasses.replace(base, hot=value, hot_experts=base.experts // ranks)
+            found.append(Point(value, one, ranks, "one hot expert"))
+            found.append(Point(value, spread, ranks, "the same rows, spread over that rank's experts"))
+        else:
+            found.append(Point(value, dataclasses.replace(base, **{sweep: int(value)}), ranks))  # type: ignore[arg-type]
+    return found
+
+
+def swept(
+    sweep: str, base: Shape, path: str, *, platform_name: str | None, ranks: int | None, **how: Any
+) -> list[dict[str, Any]] | None:
+    """Measure the points of *sweep* and draw them to *path*; arguments and errors as for :func:`start`."""
+    planned = points(sweep, base, ranks or 2)
+    records: list[dict[str, Any]] = []
+    for count in dict.fromkeys(point.ranks for point in planned):
+        shapes = [point.shape for point in planned if point.ranks == count]
+        found = start(shapes, platform_name=platform_name, ranks=count, **how)
+        if found is None:
+            return None
+        records += found
+    draw(sweep, list(zip(planned, records, strict=True)), f"{base.name} on {platform_name or 'this platform'}", path)
+    return [{**r, "sweep": sweep, "value": p.value, "line": p.line} for p, r in zip(planned, records, strict=True)]
+
+
+def draw(sweep: str, measured: Sequence[tuple[Point, Mapping[str, Any]]], title: str, path: str) -> None:
+    """Write the picture of a sweep; its format is that of the name of *path*."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for line in dict.fromkeys(point.line for point, _ in measured):
+        of_line = [(point.value, record) for point, record in measured if point.line == line]
+        values = [value for value, _ in of_line]
+        _plot(axes, values, [r for _, r in of_line], "forward_backward", line)
+    of_first = [(point.value, record) for point, record in measured if point.line == measured[0][0].line]
+    for contestant, label in (("limit", "limit: raw exchanges and dense products"), ("naive", "naive way")):
+        if all(contestant in record["spread_ms"] for _, record in of_first):
+            _plot(axes, [v for v, _ in of_first], [r for _, r in of_first], contestant, label)
+    if sweep != "skew":
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(SWEEPS[sweep], [f"{value:g}" for value in SWEEPS[sweep]])
+    if sweep == "tokens":
+        axes.set_yscale("log", base=2)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set(xlabel=_LABELS[sweep], ylabel="ms, forward + backward", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _plot(
+    axes: Any, values: Sequence[float], records: Sequence[Mapping[str, Any]], contestant: str, label: str
+) -> None:
+    """A line through the medians, and the middle half of the repetitions as a band."""
+    medians = [record[f"{contestant}_ms"] for record in records]
+    low, high = zip(*(record["spread_ms"][contestant] for record in records), strict=True)
+    (line,) = axes.plot(values, medians, marker="o", label=label)
+    axes.fill_between(values, low, high, alpha=0.2, color=line.get_color(), linewidth=0)

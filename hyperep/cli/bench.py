@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``hyperep bench``: a layer of experts beside its limits on this machine, and beside the naive way."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+__all__ = ["bench"]
+
+
+def bench(
+    platform: Annotated[str | None, typer.Option(help="What to measure; see hyperep platforms.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Ranks to start; inside a launch (torchrun, ...) leave it out.", show_default="2")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="coarse, fine, finest or dsv3-16b (for GPUs); repeatable.", show_default="all but dsv3-16b"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is timed, in turns.")] = 10,
+    naive: Annotated[bool, typer.Option(help="Compare with the naive way, which takes its time.")] = True,
+    sweep: Annotated[
+        str | None, typer.Option(help="Vary one thing and draw a picture: experts, tokens, ranks or skew.")
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option(help="Where the picture of the sweep goes.", show_default="bench-SWEEP.svg")
+    ] = None,
+) -> None:
+    """Time one layer (dispatch, experts, combine), forward, and forward and backward.
+
+    In the same run, and in turns: the raw exchanges of the same bytes with dense products of the same arithmetic, which
+    no implementation can beat; and the naive way, one expert at a time. Times are medians over repetitions, each of
+    them that of the slowest rank. A sweep begins from the shape given, by default fine.
+    """
+    # Here, so that the help of this command does not need NumPy.
+    from hyperep.bench.launch import start
+    from hyperep.bench.report import notes, table
+    from hyperep.bench.shapes import preset
+    from hyperep.bench.sweep import swept
+
+    how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
+    shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
+    path = None
+    if sweep is None:
+        records = start(shapes, **how)
+    elif len(shapes) == 1:
+        path = picture or f"bench-{sweep}.svg"
+        records = swept(sweep, shapes[0], path, **how)
+    else:
+        raise ValueError(f"--sweep begins from one shape, but {len(shapes)} were given; leave all but one out")
+    if records is None:
+        return
+    if as_json:
+        print(json.dumps(records, indent=2))
+        return
+    # A table that is wrapped by the terminal can still be read; one whose columns are cut off cannot.
+    console = Console(highlight=False, width=max(Console().width, 124))
+    console.print(table(records))
+    for line in [*notes(records), *([f"picture: {path}"] if path else [])]:
+        console.print(line, markup=False)

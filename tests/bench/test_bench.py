@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark itself: what it measures, that it compares equals, and its command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hyperep.bench.case import Case, WrongResult
+from hyperep.bench.naive import reason_against
+from hyperep.bench.program import run
+from hyperep.bench.shapes import PRESETS, Shape, preset
+from hyperep.bench.sweep import SWEEPS, points
+from hyperep.bench.timing import interleaved
+from hyperep.cli import main
+from hyperep.loopback import LoopbackPlatform
+from hyperep.loopback import run as on_ranks
+from hyperep.mesh import init_device_mesh
+
+SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
+KEYS = {
+    *("shape", "ranks", "forward_ms", "forward_backward_ms", "limit_ms", "ratio_to_limit", "naive_ms"),
+    *("speedup_over_naive", "host_copies", "collectives", "wire_bytes", "wire_bytes_theory", "saved_bytes"),
+    "peak_bytes",
+}
+
+
+def test_a_record_has_every_key_and_its_ratio_is_that_of_its_medians():
+    ((found,), _) = on_ranks(lambda platform: run(platform, [vars(SMALL)], repetitions=3, naive=True), 2)
+    assert set(found) >= KEYS
+    assert found["ratio_to_limit"] == pytest.approx(found["forward_backward_ms"] / found["limit_ms"])
+    assert "assignment by index" in found["naive_left_out"]
+    assert found["naive_ms"] is None
+
+
+def test_presets():
+    sizes = {n: (s.tokens, s.dim, s.hidden, s.experts, s.top_k, s.shared) for n, s in PRESETS.items()}
+    assert sizes == {
+        "coarse": (2048, 512, 1024, 8, 2, 0),
+        "fine": (2048, 512, 128, 64, 6, 0),
+        "finest": (2048, 256, 64, 128, 8, 0),
+        "dsv3-16b": (16384, 2048, 1408, 64, 6, 2),
+    }
+    with pytest.raises(ValueError, match="'medium'; choose one of coarse, fine, finest, dsv3-16b"):
+        preset("medium")
+
+
+@pytest.mark.parametrize("hot", [0.0, 0.5])
+def test_counts_sum_to_the_rows_differ_between_ranks_and_are_hot_where_asked(hot):
+    shape = Shape(**{**vars(PRESETS["fine"]), "hot": hot})
+    counts = shape.all_counts(2)
+    assert counts.shape == (2, 2, 32)
+    assert (counts.sum(axis=(1, 2)) == shape.rows).all()
+    assert not np.array_equal(counts[0], counts[1])
+    share = counts[:, 0, 0].sum() / counts.sum()
+    assert abs(share - (hot + (1 - hot) / 64)) < 0.01
+
+
+def test_experts_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"8 experts, which do not divide by 3 ranks; choose a number of ranks"):
+        SMALL.all_counts(3)
+
+
+def test_a_wrong_naive_way_is_an_error_and_no_time():
+    def on_rank(platform):
+        case = Case(init_device_mesh(platform, (1,), ("ep",)), SMALL)
+        case._naive = lambda rows: case._layer(rows) * 1.01
+        case.check_naive()
+
+    with pytest.raises(Exception, match="differs from the layer in the rows by 1") as caught:
+        on_ranks(on_rank, 1)
+    assert isinstance(caught.value.__cause__, WrongResult)
+
+
+def test_shared_experts_count_in_the_layer_and_in_the_limit():
+    def on_rank(platform):
+        case = Case(init_device_mesh(platform, (1,), ("ep",)), Shape(**{**vars(SMALL), "shared": 2}))
+        return len(case.forward()), len(case.forward_backward()), [hidden.shape for _, hidden, _ in case._limit]
+
+    outputs, gradients, hidden = on_ranks(on_rank, 1)[0]
+    assert (outputs, gradients) == (2, 2 + 3)  # of the rows and the tokens, and of the three weights
+    assert hidden == [(72, 10), (24, 20)]
+
+
+def test_contestants_take_turns_and_the_slowest_rank_counts():
+    def on_rank(platform):
+        calls = []
+        work = platform.from_host(np.zeros((1,), dtype=np.float32))
+        named = {name: (lambda name=name: calls.append(name) or work) for name in "abc"}
+        return calls, interleaved(platform, named, repetitions=4)
+
+    (calls, times), (_, others) = on_ranks(on_rank, 2)
+    assert [sorted(calls[i : i + 3]) for i in range(0, 15, 3)] == [list("abc")] * 5
+    assert len({calls[i] for i in range(3, 15, 3)}) == 3
+    assert all(np.array_equal(times[name], others[name]) and times[name].shape == (4,) for name in "abc")
+
+
+def test_no_naive_way_without_assignment_by_index():
+    assert "assignment by index" in reason_against(LoopbackPlatform())
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_points_of_a_sweep_vary_one_thing(sweep):
+    found = points(sweep, PRESETS["fine"], 2)
+    assert list(dict.fromkeys(point.value for point in found)) == list(SWEEPS[sweep])
+    if sweep == "skew":
+        received = {(p.value, p.line): p.shape.all_counts(2)[:, 0].sum() for p in found}
+        for value in SWEEPS[sweep]:
+            one, spread = (n for (v, _), n in received.items() if v == value)
+            assert abs(one - spread) < 0.02 * one
+    else:
+        assert all(point.shape.rows * point.ranks == 24576 for point in found if sweep != "tokens")
+
+
+def test_command_prints_json(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--platform", "loopback", "--repetitions", "1", "--shape", "finest", "--json", "--no-naive"])
+    assert ended.value.code == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert set(record) >= KEYS
+    assert (record["shape"], record["ranks"]) == ("finest", 2)
+    assert record["naive_left_out"] == "left out on request"
+
+
+def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hyperep.bench.sweep.SWEEPS", {"experts": (2, 4)})
+    monkeypatch.setattr("hyperep.bench.shapes.PRESETS", {"fine": SMALL})
+    picture = tmp_path / "experts.svg"
+    arguments = [
+        "bench",
+        "--platform",
+        "loopback",
+        "--sweep",
+        "experts",
+        "--repetitions",
+        "1",
+        "--picture",
+        str(picture),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    assert "experts, at the same rows" in picture.read_text() or "<svg" in picture.read_text()
+    out = capsys.readouterr().out
+    assert "small 2" in out
+    assert "small 4" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ranks", "3", "--shape", "coarse"], "8 experts, which do not divide by 3 ranks"),
+        (["--ranks", "0"], "ranks=0"),
+        (["--sweep", "speed"], "unknown sweep 'speed'; choose one of experts, tokens, ranks, skew"),
+        (["--shape", "huge"], "unknown shape 'huge'"),
+        (["--sweep", "ranks", "--shape", "fine", "--shape", "coarse"], "2 were given"),
+    ],
+)
+def test_command_says_what_is_wrong(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--platform", "loopback", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
