@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from hyperep_torch.platform import TorchPlatform
-from hyperep_torch.world import join_world
+from hyperep_torch.world import World, join_world
 
 from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.errors import UnsupportedCapability
 from hyperep_torch_npu import grouped, rows
+from hyperep_torch_npu.array_namespace import NpuArrayNamespace
 from hyperep_torch_npu.device import NPU
+from hyperep_torch_npu.probe import is_emulated
 from hyperep_torch_npu.spec import CAPABILITIES
 
 __all__ = ["TorchNpuPlatform", "join"]
@@ -38,13 +42,27 @@ def join(timeout: float = 600.0) -> TorchNpuPlatform:
 class TorchNpuPlatform(TorchPlatform):
     """PyTorch on an Ascend device; the meaning of each member is in the protocol."""
 
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._xp = NpuArrayNamespace(world.device)
+
     @property
     def name(self) -> str:  # noqa: D102
         return "torch_npu"
 
     @property
+    def device(self) -> str:  # noqa: D102
+        # Reports and matrices print this: nobody may take a result of the emulated device for one of Ascend.
+        return f"emulated device {super().device}" if is_emulated() else super().device
+
+    @property
     def capabilities(self) -> Mapping[Capability, Support]:  # noqa: D102
         return CAPABILITIES
+
+    def from_host(self, array: np.ndarray) -> torch.Tensor:  # noqa: D102
+        if array.dtype == np.float64:
+            raise UnsupportedCapability(self.name, Capability.FLOAT64, "HCCL reduces no float64; cast it to float32")
+        return super().from_host(array)
 
     def permute_rows(self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return rows.permute_rows(x, index, inverse)

@@ -10,13 +10,15 @@ import os
 
 from hyperep.platform.spec import Viability
 
-__all__ = ["CANN_LIBRARIES", "EMULATOR_VARIABLE", "probe"]
+__all__ = ["CANN_LIBRARIES", "is_emulated", "probe"]
 
 CANN_LIBRARIES = ("libhccl.so", "libascendcl.so")
 """Of CANN; without them the import of torch_npu fails, and with it that of torch, which imports torch_npu."""
 
-EMULATOR_VARIABLE = "EMULATED_NPUS"
-"""Set where the devices are emulated (``backends/torch_npu/emulator`` of the project), so that nobody mistakes them."""
+
+def is_emulated() -> bool:
+    """Whether the devices here are those of ``backends/torch_npu/emulator``, the project's test equipment."""
+    return bool(os.environ.get("EMULATED_NPUS"))
 
 
 def probe() -> Viability:
@@ -42,7 +44,7 @@ def probe() -> Viability:
     devices = torch.npu.device_count()
     if not devices:
         return Viability(False, "no Ascend device answers: torch.npu.device_count() is 0", framework)
-    kind = "emulated device(s)" if os.environ.get(EMULATOR_VARIABLE) else "Ascend device(s)"
+    kind = "emulated device(s)" if is_emulated() else "Ascend device(s)"
     return Viability.yes(f"{framework}; {devices} {kind}", framework=framework)
 
 

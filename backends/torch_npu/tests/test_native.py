@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators that torch_npu adds, as the platform uses them: schemas, values, gradients, and what goes round them."""
+"""The operators that torch_npu adds, as the platform uses them: schemas, values, gradients, and their fallback."""
 
 from __future__ import annotations
 

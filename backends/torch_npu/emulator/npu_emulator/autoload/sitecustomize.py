@@ -16,7 +16,7 @@ class KernelsAfterTorchNpu:
     """A meta path finder that lets torch_npu be found as usual, and has its kernels served once it is imported."""
 
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find torch_npu as usual, with a loader that serves the kernels afterwards. Others may look without loading."""
+        """Find torch_npu as usual, with a loader that serves the kernels. Others may look and not load."""
         if name != "torch_npu":
             return None
         spec = PathFinder.find_spec(name)
