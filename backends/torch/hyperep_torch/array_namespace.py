@@ -38,6 +38,16 @@ class ArrayNamespace:
     def __getattr__(self, name: str) -> Any:
         return getattr(compat, name)
 
+    def matmul(self, x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
+        """Matrix product in the dtype of its factors, also under autocast: the standard's result dtypes know of none.
+
+        Routers rely on it. The operator ``@`` is narrowed by autocast as everywhere in PyTorch.
+        """
+        if not torch.is_autocast_enabled(self.device.type):
+            return torch.matmul(x1, x2)
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.matmul(x1, x2)
+
     @staticmethod
     def take(x: torch.Tensor, indices: torch.Tensor, /, *, axis: int = 0) -> torch.Tensor:
         """Gather along *axis* by non-negative one-dimensional *indices*."""

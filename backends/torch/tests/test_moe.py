@@ -60,3 +60,24 @@ def test_bfloat16(platform, name):
     assert x.grad.dtype == torch.bfloat16
     for value, wanted in ((out, expected), (x.grad, wide.grad), (rounded.router.gate.grad, layer.router.gate.grad)):
         assert (value.float() - wanted).abs().max() < 0.04 * wanted.abs().max()
+
+
+def test_autocast(platform):
+    """Under autocast experts, shared ones too, compute in bfloat16, and the router in float32 all the same."""
+    layer = build_moe(platform, moe_cases.CONFIGS["deepseek-v3"])
+    fill_weights(platform, layer)
+    x = torch.randn(20, moe_cases.DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = layer(x, with_stats=True)[1].routing
+    seen = {}
+    for name in ("experts", "shared_experts"):
+        getattr(layer, name).register_forward_hook(
+            lambda module, inputs, out, name=name: seen.update({name: out.dtype})
+        )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, stats = layer(x, with_stats=True)
+    assert seen == {"experts": torch.bfloat16, "shared_experts": torch.bfloat16}
+    for field in ("logits", "scores", "probabilities", "experts"):
+        assert torch.equal(getattr(stats.routing, field), getattr(expected, field)), field
+    out.float().square().sum().backward()
+    assert layer.router.gate.grad.abs().max() > 0.01
+    assert x.grad.dtype == torch.float32
