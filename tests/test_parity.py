@@ -58,3 +58,9 @@ def test_linear_pair_agrees(bias, ranks):
 
 def test_partial_rowwise_output_sums_to_the_whole():
     run(parity.partial_rowwise_output_sums_to_the_whole, 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("mean_of_means", [False, True])
+def test_gradient_scale(mean_of_means, ranks):
+    run(lambda platform: parity.gradient_scale(platform, mean_of_means), ranks)

@@ -5,6 +5,9 @@ The semantics are those of the standard (https://data-apis.org/array-api/): argu
 treatment of empty arrays. Everything that the core calls on an array namespace is in this list, and nothing else is;
 the conformance suite checks each name, and a test of the core checks that no other name is used.
 
+Result dtypes are the standard's also where a framework would narrow them by itself: ``matmul`` of float32 is float32
+under autocast, because routers rely on it. The operator ``@`` follows the framework.
+
 ``argsort`` is always called with ``stable=True``. ``take`` is called with a one-dimensional index and ``axis=0``.
 """
 

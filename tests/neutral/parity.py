@@ -176,6 +176,38 @@ def partial_output_sums_to_the_whole(platform, style, ep, tp):
     assert relative(scattered, expected[here : here + len(scattered)]) < 1e-5
 
 
+def gradient_scale(platform, mean_of_means):
+    """Both ways to scale, as the docs state them, give the gradients of the mean over the tokens of all ranks."""
+    tokens, ranks = 6, platform.world_size
+    mesh = hyperep.init_device_mesh(platform, (ranks,), ("ep",))
+    layer = MoE(platform, DIM, HIDDEN, EXPERTS, TOP_K)
+    fill_weights(platform, layer)
+    x, target = rows(1, ranks * tokens, DIM), rows(2, ranks * tokens, DIM)
+
+    def gradients(x, target, denominator):
+        handles = platform.parameters(layer)
+
+        def loss(x):
+            error = layer(x) - platform.from_host(target)
+            return platform.xp.sum(error * error) / denominator
+
+        _, pullback = platform.vjp(loss, platform.from_host(x), parameters=list(handles.values()))
+        return dict(zip(handles, pullback(platform.from_host(np.ones((), np.float32)))[1:], strict=True))
+
+    everything = gradients(x, target, float(ranks * tokens))
+    wanted = dict(zip(everything, platform.to_host(*everything.values()), strict=True))
+    hyperep.ExpertParallel().apply(platform.named_modules(layer)["experts"], mesh)
+    own = slice(platform.rank * tokens, (platform.rank + 1) * tokens)
+    found = gradients(x[own], target[own], float(tokens if mean_of_means else ranks * tokens))
+    for name, parameter in platform.parameters(layer).items():
+        sharding = platform.sharding(parameter)
+        if sharding is None:  # what data parallelism does with replicated parameters: an average, or a sum
+            gradient = platform.all_reduce(found[name]) * (1.0 / ranks if mean_of_means else 1.0)
+        else:
+            gradient = gather_tensor(found[name] * (1.0 / ranks if mean_of_means else 1.0), sharding)
+        assert relative(platform.to_host(gradient)[0], wanted[name]) < 1e-5, name
+
+
 def one_style_serves_two_layers(platform):
     """Two layers, one style object: interleaved they agree with the unsharded pair, and the object stays as it was."""
     style = hyperep.ExpertParallel()

@@ -54,3 +54,8 @@ def test_linear_pair_agrees(two, bias):
 
 def test_partial_rowwise_output_sums_to_the_whole(two):
     two.run(parity.partial_rowwise_output_sums_to_the_whole)
+
+
+@pytest.mark.parametrize("mean_of_means", [False, True])
+def test_gradient_scale(two, mean_of_means):
+    two.run(parity.gradient_scale, mean_of_means)
