@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A world of threads: failures end all ranks with the first one's error, and nothing waits for ever."""
+
+import time
+
+import numpy as np
+import pytest
+
+import hyperep
+from hyperep.loopback import LoopbackPlatform, run
+from hyperep.loopback.exchange import CollectiveTimeout
+from hyperep.platform.errors import RankFailure
+
+
+def test_results_come_by_rank_and_each_rank_has_its_own_platform_in_scope():
+    def on_rank(platform):
+        assert hyperep.get_platform() is platform
+        return platform.rank, platform.world_size
+
+    assert run(on_rank, 3) == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_a_rank_that_raises_ends_the_others():
+    def on_rank(platform):
+        if platform.rank == 1:
+            raise LookupError("no such expert")
+        platform.all_reduce(np.ones(1))
+
+    start = time.monotonic()
+    with pytest.raises(RankFailure, match="rank 1 of 3 failed with LookupError: no such expert") as caught:
+        run(on_rank, 3)
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert "in on_rank" in str(caught.value), "the message has the rank's own traceback"
+    assert time.monotonic() - start < 10
+
+
+def test_a_rank_that_leaves_early_is_named_at_the_deadline():
+    def on_rank(platform):
+        if platform.rank != 2:
+            platform.all_gather(np.ones(1))
+
+    with pytest.raises(
+        RankFailure, match=r"waited 0.2 s in 'all_gather' of group \(0, 1, 2\); ranks \[2\] never"
+    ) as caught:
+        run(on_rank, 3, deadline=0.2)
+    assert isinstance(caught.value.__cause__, CollectiveTimeout)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda p: p.all_reduce(np.ones(1)), lambda p: p.all_gather(np.ones(1))),
+        (lambda p: p.all_reduce(np.ones(1), op="max"), lambda p: p.all_reduce(np.ones(1))),
+        (lambda p: p.new_group([0, 1]), lambda p: p.new_group([0])),
+        (lambda p: p.all_to_all_single(np.ones(2)), lambda p: p.all_to_all_single(np.ones(2, np.float32))),
+    ],
+    ids=["kind", "operation", "groups", "dtype"],
+)
+def test_ranks_out_of_step_are_told(first, second):
+    with pytest.raises(RankFailure, match=r"issued different collectives: \{"):
+        run(lambda platform: (first if platform.rank else second)(platform), 2)
+
+
+def test_splits_that_do_not_mirror_are_told():
+    def on_rank(platform):
+        platform.all_to_all_single(np.ones(3), output_splits=[1, 1], input_splits=[1, 2])
+
+    with pytest.raises(RankFailure, match=r"output_splits=\[1, 1\] but the others sent \[\d, \d\] rows"):
+        run(on_rank, 2)
+
+
+def test_splits_that_do_not_sum_to_the_rows():
+    with pytest.raises(ValueError, match=r"input_splits=\[2\] must be 1 non-negative counts that sum to the 3 rows"):
+        LoopbackPlatform().all_to_all_single(np.ones(3), [3], [2])
+
+
+def test_a_group_is_for_its_members():
+    def on_rank(platform):
+        group = platform.new_group([0])
+        if platform.rank == 1:
+            with pytest.raises(ValueError, match=r"rank 1 is not in group \[0\] and must not use it"):
+                platform.all_reduce(np.ones(1), group)
+
+    run(on_rank, 2)
+
+
+def test_what_is_sent_is_as_it_was_when_it_was_sent():
+    """The sender may overwrite its tensor while a slower rank has not read it yet."""
+
+    def on_rank(platform):
+        x = np.full(1, float(platform.rank))
+        sent = np.repeat(x, 2)
+        work = platform.all_to_all_single(sent, async_op=True)
+        sent[:] = -1.0
+        gathered = platform.all_gather(x)
+        x[:] = -1.0
+        platform.barrier()
+        assert gathered.tolist() == [0.0, 1.0]
+        assert work.wait().tolist() == [0.0, 1.0]
+        assert work.wait() is work.wait()
+
+    run(on_rank, 2)
+
+
+def test_an_empty_world_is_refused():
+    with pytest.raises(ValueError, match="world_size=0: a world has at least one rank"):
+        run(lambda platform: None, 0)
