@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    pass
+    from hyperep.conformance.pytest_session import SuiteSession
 
 __all__ = ["pytest_addoption", "pytest_configure", "pytest_sessionfinish", "session_key"]
 

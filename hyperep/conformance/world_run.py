@@ -11,6 +11,7 @@ from hyperep.conformance.report import Result
 from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.target import Target
 from hyperep.conformance.verdict import Judgement, Verdict, judge, unsupported
+from hyperep.launch.failure import End
 from hyperep.launch.pool import RankPool
 from hyperep.platform.errors import RankFailure
 
@@ -104,7 +105,9 @@ class WorldRun:
             "declared": dict(self.target.declared),
         }
         try:
-            outcomes = self._pool.run("hyperep.conformance.on_rank:check", arguments, deadline=self.deadline)
+            outcomes = self._pool.run(
+                "hyperep.conformance.on_rank:check", arguments, deadline=self.deadline, hurry=_failed
+            )
         except RankFailure as failure:
             return self._rank_failure(failure)
         if not _in_step(outcomes):
@@ -117,7 +120,16 @@ class WorldRun:
 
     def _rank_failure(self, failure: RankFailure) -> Judgement:
         headline, _, rest = str(failure).partition("\n")
+        own = [end for end in failure.ends if end.end is End.FINISHED and end.result and _failed(end.result)]
+        if failure.rank is None and own:
+            # Not the deadline is the fault, but the rank that raised and left the others waiting.
+            headline = f"on {own[0].label} only, while others wait for it: {own[0].result['message']}".partition("\n")[0]
+            rest = f"{own[0].result['traceback']}{rest}"
         return Judgement(Verdict.FAILED, headline, rest)
+
+
+def _failed(outcome: Mapping[str, Any]) -> bool:
+    return outcome.get("outcome") == "failed"
 
 
 _BLOCKING = (Verdict.FAILED, Verdict.BLOCKED, Verdict.MISSING)

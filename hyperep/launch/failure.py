@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hyperep.launch.messages import Raised
 from hyperep.platform.errors import RankFailure
@@ -35,6 +36,8 @@ class RankEnd:
     at: float = 0.0
     summary: str = ""
     error: Raised | None = None
+    result: Any = None
+    """What it returned, if it finished."""
     stack: str = field(default="", repr=False)
     """Where its threads stood, or the end of what it printed."""
 

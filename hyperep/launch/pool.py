@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyperep.launch.launcher import Launcher
@@ -32,12 +32,19 @@ class RankPool:
         self._make = functools.partial(World, launcher, platform_name, ranks, deadline=start_deadline, quiet=quiet)
         self._world: World | None = None
 
-    def run(self, program: str, arguments: Mapping[str, Any], *, deadline: float | None = None) -> list[Any]:
-        """Run a task on every rank and return the results by rank; errors as for :meth:`World.run`."""
+    def run(
+        self,
+        program: str,
+        arguments: Mapping[str, Any],
+        *,
+        deadline: float | None = None,
+        hurry: Callable[[Any], bool] | None = None,
+    ) -> list[Any]:
+        """Run a task on every rank and return the results by rank; arguments and errors are those of a world's."""
         if self._world is None or not self._world.alive:
             self._world = self._make()
             self.worlds_made += 1
-        return self._world.run(program, arguments, deadline=deadline)
+        return self._world.run(program, arguments, deadline=deadline, hurry=hurry)
 
     def close(self) -> None:
         """End the ranks; a further task would get new ones."""

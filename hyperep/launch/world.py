@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ __all__ = ["World"]
 _POLL = 0.2
 _GRACE = 1.5
 """Seconds after the first failure in which other ranks may still say what they met."""
+_STRAGGLERS = 3.0
+"""Seconds that the other ranks get after a result that calls for hurry."""
 _FAREWELL = 5.0
 """Seconds that processes get to end by themselves when the world is closed."""
 
@@ -61,13 +63,22 @@ class World:
             self._kill()
             raise
 
-    def run(self, program: str, arguments: Mapping[str, Any], *, deadline: float | None = None) -> list[Any]:
+    def run(
+        self,
+        program: str,
+        arguments: Mapping[str, Any],
+        *,
+        deadline: float | None = None,
+        hurry: Callable[[Any], bool] | None = None,
+    ) -> list[Any]:
         """Run ``function(platform, **arguments)`` on every rank and return the results by rank.
 
         Args:
             program: ``"module:function"``.
             arguments: passed by keyword; anything that can be pickled.
             deadline: seconds; ``None`` waits as long as the ranks live.
+            hurry: called with each rank's result; once it says yes, the other ranks get a few seconds only. For
+                results from which one can tell that this rank may have left the others waiting.
 
         Raises:
             RankFailure: as for :meth:`hyperep.launch.Launcher.run`. The world is ended then.
@@ -77,7 +88,7 @@ class World:
         try:
             for process in self._processes:
                 process.send(Task(program=program, arguments=arguments))
-            finished = self._collect(Finished, deadline, program)
+            finished = self._collect(Finished, deadline, program, hurry)
         except BaseException:
             self._kill()
             raise
@@ -101,7 +112,7 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _collect(self, kind: type[Ready] | type[Finished], deadline: float | None, what: str) -> dict[int, Any]:
+    def _collect(self, kind: type[Ready] | type[Finished], deadline: float | None, what: str, hurry: Callable[[Any], bool] | None = None) -> dict[int, Any]:
         """Wait until each rank has sent a message of *kind*."""
         began = time.monotonic()
         end = math.inf if deadline is None else began + deadline
@@ -121,6 +132,8 @@ class World:
                     continue
                 if isinstance(message, (kind, Raised)):
                     heard[message.rank] = message
+                    if hurry is not None and isinstance(message, Finished) and hurry(message.result):
+                        end = min(end, time.monotonic() + _STRAGGLERS)
             for position, process in enumerate(self._processes):
                 if position not in dead and process.returncode() is not None and not process.channel.poll():
                     dead[position] = time.monotonic()
@@ -155,7 +168,7 @@ class World:
                         RankEnd(ranks=(rank,), end=End.RAISED, at=message.at, summary=message.summary, error=message)
                     )
                 elif message is not None:
-                    ends.append(RankEnd(ranks=(rank,), end=End.FINISHED))
+                    ends.append(RankEnd(ranks=(rank,), end=End.FINISHED, result=getattr(message, "result", None)))
             missing = tuple(rank for rank in process.ranks if rank not in heard)
             if missing and position in dead:
                 told = "\n".join(t for t in (process.stacks(), process.printed()) if t)

@@ -1,0 +1,618 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faulty platforms, each with one fault that has been seen somewhere, and the requirement that must find it."""
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperep.conformance.target import Target
+from hyperep.loopback.array_namespace import array_namespace
+from hyperep.loopback.launch import LoopbackLauncher, run
+from hyperep.loopback.modules import LoopbackParameter
+from hyperep.loopback.platform import CAPABILITIES, LoopbackPlatform, LoopbackWork, _value
+from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.errors import UnsupportedCapability
+
+
+@dataclass(frozen=True)
+class Mutant:
+    platform: type
+    requirement: str
+    """The requirement that names the fault."""
+    ranks: int = 2
+    says: str = ""
+    """Words that the finding must contain."""
+    deadline: float = 20.0
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(requirement: str, **options) -> Callable[[type], type]:
+    def add(platform: type) -> type:
+        MUTANTS[platform.__name__] = Mutant(platform, requirement, **options)
+        return platform
+
+    return add
+
+
+class MutantLauncher(LoopbackLauncher):
+    """Loopback ranks whose platform is turned into the mutant's before anything runs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def host(self, process, function, platform_name):
+        def on_rank(platform):
+            platform.__class__ = MUTANTS[self.name].platform
+            return function(platform)
+
+        return run(on_rank, len(process.ranks))
+
+
+def target(name: str, **options) -> Target:
+    declared = {c.value: s.value for c, s in CAPABILITIES.items()}
+    return Target(name="loopback", launcher=MutantLauncher(name), declared=declared, **options)
+
+
+def _namespace(**functions):
+    namespace = copy.copy(array_namespace)
+    for name, function in functions.items():
+        setattr(namespace, name, function)
+    return namespace
+
+
+# ------------------------------------------------------------------------------------------------------- autodiff
+@mutant("A2A-grad")
+class GradientNotReversed(LoopbackPlatform):
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        return self.custom_vjp(
+            lambda x: (self.all_to_all_single(x, output_splits, input_splits, group), ()),
+            lambda residuals, cotangents, needed: (cotangents[0],),
+        )(x)
+
+
+@mutant("A2A-grad")
+class ExchangeDetached(LoopbackPlatform):
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        return self.all_to_all_single(x, output_splits, input_splits, group)
+
+
+@mutant("A2A-grad")
+class GradientAveraged(LoopbackPlatform):
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        return self.custom_vjp(
+            lambda x: (self.all_to_all_single(x, output_splits, input_splits, group), ()),
+            lambda r, c, needed: (self.all_to_all_single(c[0], input_splits, output_splits, group) / self.world_size,),
+        )(x)
+
+
+@mutant("A2A-grad-zero-rows", deadline=3, says="deadline")
+class ZeroRowsWithoutHistory(LoopbackPlatform):
+    """A rank that receives nothing returns a new tensor: its peers wait for it in backward."""
+
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        out = super().differentiable_all_to_all_single(x, input_splits, output_splits, group)
+        return out if sum(output_splits) else np.zeros(out.shape, np.float32)
+
+
+@mutant("A2A-grad-zero-rows", says="on rank 0 only")
+class ErrorOnOneRank(LoopbackPlatform):
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        if sum(input_splits) == 0:
+            raise ValueError(f"rank {self.rank} has nothing to send")
+        return super().differentiable_all_to_all_single(x, input_splits, output_splits, group)
+
+
+@mutant("A2A-not-recorded")
+class CountsRecorded(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        def plain(x, o=output_splits, i=input_splits):
+            return LoopbackPlatform.all_to_all_single(self, x, o, i, group)
+
+        if async_op:
+            return super().all_to_all_single(x, output_splits, input_splits, group, True)
+        backward = lambda r, c, needed: (plain(c[0], input_splits, output_splits),)  # noqa: E731
+        return self.custom_vjp(lambda x: (plain(x), ()), backward)(x)
+
+
+@mutant("VJP-unused", says="absent")
+class GradientNone(LoopbackPlatform):
+    def vjp(self, function, *primals, parameters=()):
+        outputs, pullback = super().vjp(function, *primals, parameters=parameters)
+        return outputs, lambda *c: tuple(g if np.any(g) else None for g in pullback(*c))
+
+
+@mutant("MOD-unused-parameter")
+class ParameterGradientNone(LoopbackPlatform):
+    def vjp(self, function, *primals, parameters=()):
+        outputs, pullback = super().vjp(function, *primals, parameters=parameters)
+        inputs = len(primals)
+        return outputs, lambda *c: tuple(
+            g if i < inputs or np.any(g) else None for i, g in enumerate(pullback(*c))
+        )
+
+
+@mutant("CUSTOM-gradients")
+class CustomBackwardIgnored(LoopbackPlatform):
+    def custom_vjp(self, forward, backward):
+        return lambda *inputs: forward(*inputs)[0]
+
+
+@mutant("CUSTOM-calls")
+class ResidualsShared(LoopbackPlatform):
+    """Residuals are kept on the function and not with the call: a second call overwrites the first one's."""
+
+    def custom_vjp(self, forward, backward):
+        kept = {}
+
+        def keep(*inputs):
+            outputs, kept["residuals"] = forward(*inputs)
+            return outputs, ()
+
+        return super().custom_vjp(keep, lambda residuals, c, needed: backward(kept["residuals"], c, needed))
+
+
+@mutant("CUSTOM-freed", says="alive")
+class GraphKept(LoopbackPlatform):
+    kept = []
+
+    def custom_vjp(self, forward, backward):
+        self.kept.append((forward, backward))
+        return super().custom_vjp(forward, backward)
+
+
+@mutant("CUSTOM-not-recorded")
+class OutsideRecorded(LoopbackPlatform):
+    def custom_vjp(self, forward, backward):
+        custom = super().custom_vjp(forward, backward)
+
+        def call(*inputs):
+            out = custom(*inputs)
+            # As if the tape saw the forward too.
+            seen = forward(*(_value(x) for x in inputs))[0]
+            return out if isinstance(out, tuple) or not hasattr(seen, "_value") else out + seen - _value(seen)
+
+        return call
+
+
+@mutant("STOP-gradient")
+class GradientNotStopped(LoopbackPlatform):
+    def stop_gradient(self, x):
+        return x
+
+
+@mutant("PERM-grad")
+class PermutationBackwardByIndex(LoopbackPlatform):
+    def permute_rows(self, x, index, inverse):
+        return super().permute_rows(x, index, index) if len(index) else super().permute_rows(x, index, inverse)
+
+
+@mutant("COPY-grad")
+class BackwardReductionMissing(LoopbackPlatform):
+    def copy_to_group(self, x, group=None):
+        return x + 0
+
+
+@mutant("REDUCE-grad")
+class ForwardReductionMissing(LoopbackPlatform):
+    def reduce_from_group(self, x, group=None):
+        return x + 0
+
+
+@mutant("REDUCE-grad")
+class BackwardReducedTwice(LoopbackPlatform):
+    def reduce_from_group(self, x, group=None):
+        return self.custom_vjp(
+            lambda x: (self.all_reduce(x, group), ()), lambda r, c, needed: (self.all_reduce(c[0], group),)
+        )(x)
+
+
+@mutant("A2A-grad-strided-cotangent")
+class CotangentByMemory(LoopbackPlatform):
+    """Backward sends the cotangent's memory as it lies there, which for a transposed one is another order."""
+
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        def backward(residuals, cotangents, needed):
+            g = cotangents[0]
+            return (self.all_to_all_single(g.ravel(order="K").reshape(g.shape), input_splits, output_splits, group),)
+
+        return self.custom_vjp(lambda x: (self.all_to_all_single(x, output_splits, input_splits, group), ()), backward)(x)
+
+
+# -------------------------------------------------------------------------------------------------- communication
+@mutant("A2A-uneven-splits")
+class SplitsSwapped(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        return super().all_to_all_single(x, input_splits, output_splits, group, async_op)
+
+
+@mutant("A2A-even")
+class SplitsInElements(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        flat = _value(x).reshape(-1)
+        out = super().all_to_all_single(flat, output_splits, input_splits, group)
+        return out.reshape(-1, *x.shape[1:])
+
+
+@mutant("A2A-even")
+class ValuesAllZero(LoopbackPlatform):
+    """Reports success, in the right shape."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        out = super().all_to_all_single(x, output_splits, input_splits, group)
+        return np.zeros_like(out)
+
+
+@mutant("A2A-even")
+class OrderOfSourcesReversed(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        out = super().all_to_all_single(x, output_splits, input_splits, group)
+        splits = output_splits or [len(out) // self.group_size(group)] * self.group_size(group)
+        return np.concatenate(np.split(out, np.cumsum(splits)[:-1])[::-1])
+
+
+@mutant("A2A-zero-splits", deadline=3, says="deadline")
+class EmptyExchangeSkipped(LoopbackPlatform):
+    """A rank with nothing to send does not take part."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if len(x) == 0 and input_splits is not None and not async_op:
+            return np.zeros((sum(output_splits), *x.shape[1:]), _value(x).dtype)
+        return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+@mutant("A2A-integers")
+class IntegersThroughFloat(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if async_op or _value(x).dtype.kind != "i":
+            return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+        out = super().all_to_all_single(_value(x).astype(np.float32), output_splits, input_splits, group)
+        return out.astype(_value(x).dtype)
+
+
+@mutant("A2A-integers", says="dtype")
+class DtypeChanged(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if _value(x).dtype == np.int32:
+            x = _value(x).astype(np.int64)
+        return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+@mutant("A2A-strided")
+class InputByMemory(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        value = _value(x)
+        return super().all_to_all_single(
+            value.ravel(order="K").reshape(value.shape), output_splits, input_splits, group, async_op
+        )
+
+
+@mutant("A2A-wrong-splits")
+class RowsDropped(LoopbackPlatform):
+    """Splits that sum to less than the rows send what they say, without a word."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if input_splits is not None and sum(input_splits) < len(x):
+            x = x[: sum(input_splits)]
+        return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+@mutant("ASYNC-wait")
+class NeverWaited(LoopbackPlatform):
+    """wait() returns the buffer although nothing has arrived in it."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        out = super().all_to_all_single(x, output_splits, input_splits, group)
+        return LoopbackWork(lambda: np.zeros_like(out)) if async_op else out
+
+
+class _Again:
+    def __init__(self, start):
+        self.start = start
+
+    def wait(self):
+        return self.start()
+
+
+@mutant("ASYNC-wait-twice", deadline=3)
+class WaitCommunicatesAgain(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        start = super().all_to_all_single
+        if async_op:
+            return _Again(lambda: start(x, output_splits, input_splits, group))
+        return start(x, output_splits, input_splits, group)
+
+
+@mutant("AR-sum")
+class ReductionAveraged(LoopbackPlatform):
+    def all_reduce(self, x, group=None, op="sum"):
+        out = super().all_reduce(x, group, op)
+        return (out / self.group_size(group)).astype(out.dtype) if op == "sum" else out
+
+
+@mutant("AR-new-tensor")
+class ReductionInPlace(LoopbackPlatform):
+    def all_reduce(self, x, group=None, op="sum"):
+        out = super().all_reduce(x, group, op)
+        if isinstance(x, np.ndarray):
+            x[...] = out
+        return out
+
+
+@mutant("AR-same-bits", ranks=4)
+class ReductionOrderDiffers(LoopbackPlatform):
+    """Each rank adds its own term first."""
+
+    def all_reduce(self, x, group=None, op="sum"):
+        if op != "sum" or _value(x).dtype != np.float32 or group is not None:
+            return super().all_reduce(x, group, op)
+        terms = self.all_gather(_value(x)[None], group)
+        total = np.zeros_like(terms[0])
+        for shift in range(self.world_size):
+            total = total + terms[(self.rank + shift) % self.world_size]
+        return total
+
+
+@mutant("BC-values")
+class BroadcastFromFirst(LoopbackPlatform):
+    def broadcast(self, x, source=0, group=None):
+        return super().broadcast(x, 0, group)
+
+
+@mutant("GROUP-broadcast-source", ranks=4)
+class SourceIsWorldRank(LoopbackPlatform):
+    def broadcast(self, x, source=0, group=None):
+        members = self._members(group)
+        return super().broadcast(x, members.index(source) if source in members else 0, group)
+
+
+@mutant("MESH-lines")
+class GroupOrderReversed(LoopbackPlatform):
+    def new_group(self, ranks):
+        return super().new_group(list(ranks)[::-1])
+
+
+@mutant("GROUP-subgroup", ranks=4)
+class SubgroupIsWorld(LoopbackPlatform):
+    def all_gather(self, x, group=None):
+        return super().all_gather(x, None)
+
+
+@mutant("GROUP-twice")
+class GroupsShareOrder(LoopbackPlatform):
+    """Two groups of the same ranks use one queue, and a rank takes what it waits for first."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if not async_op or group is None:
+            return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+        started = self.__dict__.setdefault("started", [])
+        started.append(super().all_to_all_single(x, output_splits, input_splits, group, True))
+        return LoopbackWork(lambda: started.pop(0).wait())
+
+
+@mutant("WORLD-barrier")
+class BarrierDoesNothing(LoopbackPlatform):
+    def barrier(self, group=None):
+        pass
+
+
+@mutant("A2A-even", deadline=3, says="in all_to_all_single")
+class RankHangs(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if self.rank == 1:
+            time.sleep(600)
+        return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+@mutant("AR-sum", says="status 7")
+class RankDies(LoopbackPlatform):
+    def all_reduce(self, x, group=None, op="sum"):
+        os._exit(7)
+
+
+# ------------------------------------------------------------------------------------------------ host and arrays
+@mutant("HOST-roundtrip", says="dtype")
+class Int64Narrowed(LoopbackPlatform):
+    def from_host(self, array):
+        return np.array(array, dtype=np.int32 if array.dtype == np.int64 else array.dtype)
+
+
+@mutant("HOST-from-host-copies")
+class HostAliased(LoopbackPlatform):
+    def from_host(self, array):
+        return np.asarray(array)
+
+
+@mutant("HOST-to-host-owns")
+class HostView(LoopbackPlatform):
+    def to_host(self, *tensors):
+        return tuple(_value(x) for x in tensors)
+
+
+@mutant("HOST-several")
+class HostOrderLost(LoopbackPlatform):
+    def to_host(self, *tensors):
+        return tuple(sorted(super().to_host(*tensors), key=lambda a: a.nbytes))
+
+
+@mutant("DISPATCH-layout")
+class CountsStale(LoopbackPlatform):
+    """Counts that are copied a moment too early are those of the dispatch before."""
+
+    def to_host(self, *tensors):
+        arrays = super().to_host(*tensors)
+        if len(arrays) == 2 and all(a.dtype == np.int64 and a.ndim == 2 for a in arrays):
+            before = self.__dict__.get("before", arrays)
+            self.before = arrays
+            return before
+        return arrays
+
+
+@mutant("DISPATCH-cost", says="host copies")
+class HiddenHostCopy(LoopbackPlatform):
+    def permute_rows(self, x, index, inverse):
+        assert len(self.to_host(index)[0]) == len(x)
+        return super().permute_rows(x, index, inverse)
+
+
+@mutant("XP-argsort")
+class SortUnstable(LoopbackPlatform):
+    xp = _namespace(
+        argsort=lambda x, *, axis=-1, descending=False, stable=True: (
+            array_namespace.argsort(x, axis=axis, descending=descending)
+            if _value(x).dtype.kind == "f"
+            else _value(x).shape[axis] - 1 - np.flip(np.argsort(np.flip(_value(x), axis), axis=axis, kind="stable"), axis)
+        ).copy()
+    )
+
+
+@mutant("XP-sum", says="dtype")
+class SumNarrow(LoopbackPlatform):
+    xp = _namespace(
+        sum=lambda x, *, axis=None, keepdims=False: (
+            array_namespace.sum(x, axis=axis, keepdims=keepdims)
+            if _value(x).dtype.kind == "f"
+            else np.sum(x, axis=axis, keepdims=keepdims, dtype=_value(x).dtype)
+        )
+    )
+
+
+@mutant("XP-tanh")
+class TanhOverflows(LoopbackPlatform):
+    xp = _namespace(tanh=lambda x: (np.exp(2 * x) - 1) / (np.exp(2 * x) + 1))
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+@mutant("PERM-empty", says="shape")
+class ZeroRowsDropped(LoopbackPlatform):
+    def permute_rows(self, x, index, inverse):
+        return super().permute_rows(x, index, inverse) if len(x) else np.zeros((0,), np.float32)
+
+
+@mutant("PERM-many-rows", ranks=1)
+class IndexThroughFloat(LoopbackPlatform):
+    def permute_rows(self, x, index, inverse):
+        rounded = np.minimum(index.astype(np.float32).astype(np.int64), len(x) - 1)
+        return super().permute_rows(x, rounded, inverse)
+
+
+@mutant("GMM-empty-group")
+class EmptyGroupGradientUninitialised(LoopbackPlatform):
+    def grouped_matmul(self, x, weight, group_sizes):
+        sizes = self.to_host(group_sizes)[0]
+        garbage = self.custom_vjp(
+            lambda w: (w + 0, ()),
+            lambda r, c, needed: (np.where((sizes == 0)[:, None, None], np.float32(7), c[0]),),
+        )
+        return super().grouped_matmul(x, garbage(weight), group_sizes)
+
+
+@mutant("GMM-nan-stays")
+class MaskedByMultiplication(LoopbackPlatform):
+    """``x * 0`` for the rows of other groups: zeros, unless there is a NaN."""
+
+    def grouped_matmul(self, x, weight, group_sizes):
+        sizes = self.to_host(group_sizes)[0]
+        stops = np.cumsum(sizes)
+        total = 0.0
+        for e, (n, stop) in enumerate(zip(sizes, stops, strict=True)):
+            mask = np.zeros((len(_value(x)), 1), np.float32)
+            mask[stop - n : stop] = 1
+            total = total + (x * mask) @ self.xp.permute_dims(weight[e], (1, 0))
+        return total
+
+
+@mutant("SWIGLU-grad")
+class GateAndUpSwapped(LoopbackPlatform):
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        return super().grouped_swiglu(x, w3, w2, w1, group_sizes)
+
+
+@mutant("SUM-rows")
+class WeightsDetached(LoopbackPlatform):
+    def sum_rows(self, x, index, inverse, weights=None):
+        return super().sum_rows(x, index, inverse, None if weights is None else _value(weights))
+
+
+# -------------------------------------------------------------------------------------------------------- modules
+@mutant("MOD-wrap")
+class KeywordsDropped(LoopbackPlatform):
+    def wrap_forward(self, module, wrapper):
+        super().wrap_forward(module, lambda inner, *inputs, **kwargs: wrapper(inner, *inputs))
+
+
+@mutant("MOD-wrap", says="order")
+class FirstWrapperOutermost(LoopbackPlatform):
+    def wrap_forward(self, module, wrapper):
+        module.wrappers.insert(0, wrapper)
+
+
+@mutant("MOD-assign")
+class AssignRebinds(LoopbackPlatform):
+    def assign(self, parameter, value):
+        parameter.value = np.array(value)
+
+
+@mutant("MOD-own-values")
+class ParametersShared(LoopbackPlatform):
+    def make_module(self, name, parameters, forward, **options):
+        module = super().make_module(name, parameters, forward, **options)
+        for key, tensor in parameters.items():
+            module.own_parameters[key].value = module.own_parameters[key].bound = tensor
+        return module
+
+
+@mutant("MOD-gradients")
+class GradientsOutOfOrder(LoopbackPlatform):
+    def vjp(self, function, *primals, parameters=()):
+        if len(parameters) < 2:
+            return super().vjp(function, *primals, parameters=parameters)
+        in_order = sorted(parameters, key=id)
+        outputs, pullback = super().vjp(function, *primals, parameters=list(parameters)[::-1])
+        assert in_order
+        return outputs, pullback
+
+
+@mutant("SHARD-parameter", says="shape")
+class ShardingForgotten(LoopbackPlatform):
+    def shard_parameter(self, module, name, local, sharding):
+        module.own_parameters[name] = LoopbackParameter(_value(local))
+
+
+@mutant("EP-deterministic")
+class NotDeterministic(LoopbackPlatform):
+    """As if atomics added the terms, each time in another order."""
+
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        out = super().grouped_swiglu(x, w1, w2, w3, group_sizes)
+        self.calls = self.__dict__.get("calls", 0) + 1
+        return out * np.float32(1 + 2e-7 * (self.calls % 3))
+
+
+# --------------------------------------------------------------------------------------------------- declarations
+@mutant("RS-values", says="UNSUPPORTED")
+class WorksThoughUnsupported(LoopbackPlatform):
+    capabilities = {**CAPABILITIES, Capability.REDUCE_SCATTER: Support.UNSUPPORTED}
+
+
+@mutant("RS-values", says="declared FULL")
+class RefusesThoughDeclared(LoopbackPlatform):
+    def reduce_scatter(self, x, group=None):
+        raise UnsupportedCapability("loopback", Capability.REDUCE_SCATTER, "not today")
+
+
+@mutant("ID-capabilities")
+class ClaimsMoreThanItsSpec(LoopbackPlatform):
+    capabilities = {**CAPABILITIES, Capability.BFLOAT16: Support.FULL}
+
+
+@mutant("ID-surface")
+class MemberMissing(LoopbackPlatform):
+    @property
+    def sum_rows(self):
+        raise AttributeError("sum_rows")
