@@ -123,7 +123,9 @@ class WorldRun:
         own = [end for end in failure.ends if end.end is End.FINISHED and end.result and _failed(end.result)]
         if failure.rank is None and own:
             # Not the deadline is the fault, but the rank that raised and left the others waiting.
-            headline = f"on {own[0].label} only, while others wait for it: {own[0].result['message']}".partition("\n")[0]
+            headline = f"on {own[0].label} only, while others wait for it: {own[0].result['message']}".partition("\n")[
+                0
+            ]
             rest = f"{own[0].result['traceback']}{rest}"
         return Judgement(Verdict.FAILED, headline, rest)
 

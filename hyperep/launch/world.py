@@ -112,7 +112,13 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _collect(self, kind: type[Ready] | type[Finished], deadline: float | None, what: str, hurry: Callable[[Any], bool] | None = None) -> dict[int, Any]:
+    def _collect(
+        self,
+        kind: type[Ready] | type[Finished],
+        deadline: float | None,
+        what: str,
+        hurry: Callable[[Any], bool] | None = None,
+    ) -> dict[int, Any]:
         """Wait until each rank has sent a message of *kind*."""
         began = time.monotonic()
         end = math.inf if deadline is None else began + deadline

@@ -132,9 +132,7 @@ class ParameterGradientNone(LoopbackPlatform):
     def vjp(self, function, *primals, parameters=()):
         outputs, pullback = super().vjp(function, *primals, parameters=parameters)
         inputs = len(primals)
-        return outputs, lambda *c: tuple(
-            g if i < inputs or np.any(g) else None for i, g in enumerate(pullback(*c))
-        )
+        return outputs, lambda *c: tuple(g if i < inputs or np.any(g) else None for i, g in enumerate(pullback(*c)))
 
 
 @mutant("CUSTOM-gradients")
@@ -221,7 +219,9 @@ class CotangentByMemory(LoopbackPlatform):
             g = cotangents[0]
             return (self.all_to_all_single(g.ravel(order="K").reshape(g.shape), input_splits, output_splits, group),)
 
-        return self.custom_vjp(lambda x: (self.all_to_all_single(x, output_splits, input_splits, group), ()), backward)(x)
+        return self.custom_vjp(lambda x: (self.all_to_all_single(x, output_splits, input_splits, group), ()), backward)(
+            x
+        )
 
 
 # -------------------------------------------------------------------------------------------------- communication
@@ -466,7 +466,9 @@ class SortUnstable(LoopbackPlatform):
         argsort=lambda x, *, axis=-1, descending=False, stable=True: (
             array_namespace.argsort(x, axis=axis, descending=descending)
             if _value(x).dtype.kind == "f"
-            else _value(x).shape[axis] - 1 - np.flip(np.argsort(np.flip(_value(x), axis), axis=axis, kind="stable"), axis)
+            else _value(x).shape[axis]
+            - 1
+            - np.flip(np.argsort(np.flip(_value(x), axis), axis=axis, kind="stable"), axis)
         ).copy()
     )
 

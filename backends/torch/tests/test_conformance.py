@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance suite on gloo, with one process a rank; and that it finds faults put into this platform."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from hyperep_torch.launcher import TorchLauncher
+from hyperep_torch.platform import TorchPlatform
+
+from hyperep.conformance.suite import check_platform, check_target, find_target
+from hyperep.conformance.target import Target
+from hyperep.conformance.text import summary
+from hyperep.conformance.verdict import Verdict
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_platform_conforms(ranks):
+    report = check_platform("torch", (ranks,))
+    assert report.conforms, summary(report, details=True)
+    assert report.seconds < 170, "the suite must stay quick enough to be run often"
+
+
+class FaultyLauncher(TorchLauncher):
+    """Ranks whose platform gets a fault before anything runs."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def host(self, process, function, platform_name):
+        def faulty(platform):
+            platform.__class__ = FAULTS[self.fault]
+            return function(platform)
+
+        return super().host(process, faulty, platform_name)
+
+
+class Detached(TorchPlatform):
+    """The exchange is right, and its result knows nothing of its input."""
+
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        return self.all_to_all_single(x.detach(), output_splits, input_splits, group)
+
+
+class ZeroRowsWithoutHistory(TorchPlatform):
+    """A rank that receives nothing returns a new tensor: its peers wait for it in backward."""
+
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        if sum(output_splits) == 0:
+            self.all_to_all_single(x.detach(), output_splits, input_splits, group)
+            return torch.zeros((0, *x.shape[1:]))
+        return super().differentiable_all_to_all_single(x, input_splits, output_splits, group)
+
+
+class ReducedInPlace(TorchPlatform):
+    """The sum is written over the caller's tensor."""
+
+    def all_reduce(self, x, group=None, op="sum"):
+        out = super().all_reduce(x, group, op)
+        with torch.no_grad():
+            x.copy_(out)
+        return x
+
+
+class RankDies(TorchPlatform):
+    """One rank is killed, as by the system when memory is short."""
+
+    def all_gather(self, x, group=None):
+        if self.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().all_gather(x, group)
+
+
+class RankHangs(TorchPlatform):
+    """One rank never comes to the exchange."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if self.rank == 1:
+            time.sleep(600)
+        return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+FAULTS = {c.__name__: c for c in (Detached, ZeroRowsWithoutHistory, ReducedInPlace, RankDies, RankHangs)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "requirement", "says"),
+    [
+        ("Detached", "A2A-grad", "gradient"),
+        ("ZeroRowsWithoutHistory", "A2A-grad-zero-rows", "while others wait"),
+        ("ReducedInPlace", "AR-new-tensor", "after all_reduce"),
+        ("RankDies", "WORLD-ranks", "rank 1 of 2 died: killed by SIGKILL"),
+        ("RankHangs", "A2A-even", "in all_to_all_single"),
+    ],
+)
+def test_a_fault_is_found_by_the_requirement_that_names_it(fault, requirement, says):
+    known = find_target("torch")
+    faulty = Target(name="torch", launcher=FaultyLauncher(fault), declared=known.declared)
+    began = time.monotonic()
+    report = check_target(faulty, [2], only=[requirement], deadline=10)
+    result = next(r for r in report.results if r.id == requirement)
+    assert result.verdict is Verdict.FAILED, summary(report, details=True)
+    assert says in result.message + result.detail
+    assert time.monotonic() - began < 120

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The suite on the reference platform, its verdicts, reports, matrix, command line and pytest plugin."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from mutants import target
+
+from hyperep.cli import main
+from hyperep.conformance import check_platform
+from hyperep.conformance.catalogue import requirements
+from hyperep.conformance.matrix import as_html, as_markdown, cell
+from hyperep.conformance.report import Report, Result
+from hyperep.conformance.requirement import Level
+from hyperep.conformance.suite import check_target, selected
+from hyperep.conformance.text import failure, listing, summary
+from hyperep.conformance.verdict import Verdict, judge
+
+MET = {"outcome": "met"}
+WRONG = {
+    "outcome": "failed",
+    "message": "rows differ",
+    "traceback": "Traceback ...",
+    "where": [],
+    "notes": {"splits": "[1]"},
+}
+REFUSED = {**WRONG, "outcome": "refused", "capability": "reduce_scatter", "message": "platform 'x' does not support it"}
+
+
+def verdict(id, outcomes, **supports):
+    every = dict.fromkeys(("reduce_scatter", "all_to_all"), "full")
+    return judge(requirements()[id], outcomes, {**every, **supports})
+
+
+@pytest.fixture(scope="module")
+def loopback():
+    return check_platform("loopback", (1, 2, 4))
+
+
+def test_the_reference_platform_conforms(loopback):
+    assert loopback.conforms, summary(loopback, details=True)
+    assert {r.id for r in loopback.results} == set(requirements())
+    assert loopback.count(Verdict.PASSED) > 500
+
+
+def test_every_requirement_says_what_it_demands():
+    assert len(requirements()) >= 60
+    for r in requirements().values():
+        assert r.demand.endswith("."), r.id
+        assert r.id.isprintable(), r.id
+        assert " " not in r.id
+    assert {r.level for r in requirements().values()} == set(Level)
+
+
+def test_what_is_needed_comes_first():
+    order = list(requirements())
+    assert all(order.index(need) < order.index(r.id) for r in requirements().values() for need in r.needs)
+    assert [r.id for r in selected(["A2A-uneven-splits"])][-1] == "A2A-uneven-splits"
+    assert "A2A-even" in [r.id for r in selected(["A2A-uneven-splits"])]
+    with pytest.raises(ValueError, match="no requirement 'A2A-unheard-of'"):
+        selected(["A2A-unheard-of"])
+
+
+def test_declared_support_must_be_met():
+    assert verdict("RS-values", [MET, MET]).verdict is Verdict.PASSED
+    found = verdict("RS-values", [MET, WRONG])
+    assert (found.verdict, found.message) == (Verdict.FAILED, "on rank 1 only: rows differ")
+    assert "splits: [1]" in found.detail
+    refused = verdict("RS-values", [REFUSED, REFUSED])
+    assert refused.verdict is Verdict.FAILED
+    assert "reduce_scatter is declared FULL" in refused.message
+
+
+def test_what_is_declared_unsupported_must_be_refused():
+    assert verdict("RS-values", [REFUSED, REFUSED], reduce_scatter="unsupported").verdict is Verdict.UNSUPPORTED
+    assert verdict("RS-values", [MET, MET], reduce_scatter="unsupported").verdict is Verdict.FAILED
+    assert verdict("RS-values", [REFUSED, MET], reduce_scatter="unsupported").verdict is Verdict.FAILED
+    assert verdict("RS-values", [WRONG, WRONG], reduce_scatter="unsupported").verdict is Verdict.FAILED
+    other = {**REFUSED, "capability": "all_to_all"}
+    assert "['all_to_all']" in verdict("RS-values", [other, other], reduce_scatter="unsupported").message
+
+
+def test_a_core_capability_cannot_be_left_out():
+    refused = {**REFUSED, "capability": "all_to_all"}
+    assert verdict("A2A-even", [refused, refused], all_to_all="unsupported").verdict is Verdict.MISSING
+
+
+def test_one_fault_is_one_line():
+    report = check_target(target("ValuesAllZero"), [2], only=["EP-balanced"])
+    verdicts = {r.id: r.verdict for r in report.results}
+    assert verdicts["A2A-even"] is Verdict.FAILED
+    assert verdicts["EP-balanced"] is Verdict.BLOCKED
+    assert next(r.message for r in report.results if r.id == "EP-balanced") == "blocked by A2A-even"
+    text = summary(report)
+    assert text.count("world size 2)") == 1
+    assert "blocks" in text
+    assert "hyperep conformance run --platform loopback --world-size 2 --only A2A-even --seed 0 --details" in text
+
+
+def test_a_failure_shows_seed_splits_and_how_to_run_it_again():
+    report = check_target(target("SplitsSwapped"), [2], only=["A2A-uneven-splits"], seed=5)
+    result = next(r for r in report.results if r.verdict is Verdict.FAILED)
+    text = failure("loopback", result, report.seed)
+    assert "seed: 5" in text
+    assert "splits: [[1, 2], [3, 4]]" in text
+    assert "--only A2A-uneven-splits --seed 5" in text
+    assert "Traceback" in text
+
+
+def test_expected_failures_are_strict_and_have_a_reason():
+    known = target("SplitsSwapped", expected_failures={"A2A-uneven-splits@2": "splits are swapped, see issue 7"})
+    report = check_target(known, [2], only=["A2A-uneven-splits"])
+    (result,) = (r for r in report.results if r.id == "A2A-uneven-splits")
+    assert result.verdict is Verdict.EXPECTED
+    assert "see issue 7" in result.message
+    assert report.conforms
+
+    stale = target("SplitsSwapped", expected_failures={"A2A-even": "fails no more"})
+    report = check_target(stale, [2], only=["A2A-even"])
+    assert next(r for r in report.results if r.id == "A2A-even").verdict is Verdict.UNEXPECTED
+    assert not report.conforms
+
+
+def test_ranks_that_do_not_start_are_one_line():
+    class Unstartable(type(target("SplitsSwapped").launcher)):
+        def plan(self, ranks):
+            from hyperep.platform.errors import RankFailure
+
+            raise RankFailure("no scheduler on this machine")
+
+    unstartable = target("SplitsSwapped")
+    object.__setattr__(unstartable, "launcher", Unstartable("SplitsSwapped"))
+    report = check_target(unstartable, [2], only=["A2A-even"])
+    assert {r.verdict for r in report.results if r.id != "WORLD-starts"} == {Verdict.BLOCKED}
+    assert "no scheduler on this machine" in summary(report)
+
+
+def test_a_report_is_read_as_it_was_written(loopback, tmp_path):
+    path = tmp_path / "report.json"
+    loopback.save(path)
+    assert Report.load(path) == loopback
+    data = json.loads(path.read_text())
+    assert data["conforms"] is True
+    assert data["platform"] == "loopback"
+    for broken in ("{}", "[]", "nonsense", path.read_text().replace('"schema": 1', '"schema": 99')):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=r"report\.json"):
+            Report.load(path)
+
+
+def worse(report, id, verdict):
+    results = tuple(
+        Result(id=r.id, ranks=r.ranks, verdict=verdict, message="</script> | bad") if r.id == id else r
+        for r in report.results
+    )
+    return Report(**{**vars(report), "results": results, "device": "gpu"})
+
+
+def test_the_matrix_shows_the_worst_of_all_world_sizes(loopback):
+    broken = worse(loopback, "A2A-even", Verdict.FAILED)
+    assert cell(loopback, "A2A-even")[0] is Verdict.PASSED
+    assert cell(broken, "A2A-even")[0] is Verdict.FAILED
+    text = as_markdown([loopback, broken])
+    assert "| requirement | loopback (cpu) | loopback (gpu) |" in text
+    assert "| `A2A-even` | ✓ | ✗ |" in text
+    assert "| float16 | unsupported | unsupported |" in text
+    assert "1 requirements not met" in text
+    with pytest.raises(ValueError, match="at least one report"):
+        as_markdown([])
+
+
+def test_the_page_is_self_contained(loopback):
+    page = as_html([worse(loopback, "A2A-even", Verdict.FAILED)])
+    assert page.count("</script>") == 1, "a message must not end the script"
+    assert "src=" not in page
+    assert "http" not in page
+    data = page.split("const data = ")[1].split(";\nconst $")[0].replace("<\\/", "</")
+    assert len(json.loads(data)["rows"]) == len(requirements())
+
+
+def run_cli(*arguments):
+    with pytest.raises(SystemExit) as exited:
+        main(["conformance", *arguments])
+    return exited.value.code
+
+
+def test_the_command_line(tmp_path, capsys):
+    report = tmp_path / "r.json"
+    code = run_cli("run", "--platform", "loopback", "--world-size", "1,2", "--only", "HOST", "--report", str(report))
+    assert code == 0
+    assert "loopback conforms at world size 1, 2" in capsys.readouterr().out
+    assert run_cli("matrix", str(report)) == 0
+    assert "| `HOST-roundtrip` | ✓ |" in capsys.readouterr().out
+    assert run_cli("matrix", str(report), "--html", str(tmp_path / "m.html")) == 0
+    assert (tmp_path / "m.html").read_text().startswith("<!DOCTYPE html>")
+    assert run_cli("run", "--platform", "loopback", "--world-size", "one") == 2
+    assert run_cli("run", "--platform", "loopbak") == 2
+    assert "loopback" in capsys.readouterr().err
+    assert run_cli("list") == 0
+    assert f"{len(requirements())} requirements" in capsys.readouterr().out
+    assert run_cli("list", "--markdown") == 0
+    assert capsys.readouterr().out == listing()
+
+
+def test_the_pytest_plugin(tmp_path):
+    report = tmp_path / "r.json"
+    options = ["--hyperep-platform=loopback", "--hyperep-world-size=2", f"--hyperep-report={report}", "-k", "HOST"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "hyperep.conformance"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = Report.load(report).results
+    assert {r.id for r in found} == {id for id in requirements() if id.startswith("HOST-")}
+    assert {(r.verdict, r.ranks) for r in found} == {(Verdict.PASSED, 2)}
+    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert without.returncode != 0
+    assert "--hyperep-platform=NAME" in without.stdout + without.stderr
+
+
+def test_the_plugin_costs_nothing_where_it_is_not_used():
+    code = (
+        "import pytest, sys; before = set(sys.modules); import hyperep.conformance.pytest_plugin;"
+        "print(sorted(m for m in set(sys.modules) - before if not m.startswith('hyperep')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
