@@ -21,6 +21,8 @@ from hyperep_mindspore import private_names
 
 __all__ = ["custom_vjp", "vjp"]
 
+_FLOATS = (ms.float16, ms.bfloat16, ms.float32, ms.float64)
+
 
 def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
     """A differentiable function made of *forward* and *backward*; see the protocol."""
@@ -35,11 +37,13 @@ def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
         def forward(ctx: Any, *inputs: Tensor) -> Any:
             outputs, residuals = forward(*inputs)
             ctx.save_for_backward(*residuals)
+            ctx.dtypes = [x.dtype for x in inputs]
             return outputs
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-            needed = tuple(ctx.needs_input_grad)
+            # Integer primals are marked as well.
+            needed = tuple(n and d in _FLOATS for n, d in zip(ctx.needs_input_grad, ctx.dtypes, strict=True))
             gradients = backward(tuple(ctx.saved_tensors or ()), cotangents, needed)
             return tuple(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
 
