@@ -38,13 +38,12 @@ class MindSporeWork:
     def wait(self) -> Tensor:
         """The result; the same tensor at every call."""
         if self._finish is not None:
-            with private_names.no_grad():
-                self._output, self._finish = self._finish(), None
+            self._output, self._finish = private_names.off_tape(self._finish)(), None
         assert self._output is not None
         return self._output
 
 
-@private_names.no_grad()
+@private_names.off_tape
 def all_to_all_single(
     x: Tensor, output_splits: Sequence[int] | None, input_splits: Sequence[int] | None, group: Group, device: str
 ) -> MindSporeWork:
@@ -106,7 +105,7 @@ def _exchange_pairs(x: Tensor, received: Sequence[int], sent: Sequence[int], gro
     return MindSporeWork(finish)
 
 
-@private_names.no_grad()
+@private_names.off_tape
 def all_gather(x: Tensor, group: Group, device: str) -> Tensor:
     """Rows of all ranks, in rank order."""
     x = _fresh(x)
@@ -125,7 +124,7 @@ def all_gather(x: Tensor, group: Group, device: str) -> Tensor:
     return _waited(handle, output, x)
 
 
-@private_names.no_grad()
+@private_names.off_tape
 def reduce_scatter(x: Tensor, group: Group, device: str) -> Tensor:
     """Sum over ranks, of which each keeps its part of the rows.
 
@@ -147,7 +146,7 @@ def reduce_scatter(x: Tensor, group: Group, device: str) -> Tensor:
     return _waited(handle, output, x)
 
 
-@private_names.no_grad()
+@private_names.off_tape
 def all_reduce(x: Tensor, group: Group, op: str, device: str) -> Tensor:
     """Reduce over ranks.
 
@@ -168,7 +167,7 @@ def all_reduce(x: Tensor, group: Group, op: str, device: str) -> Tensor:
     return output
 
 
-@private_names.no_grad()
+@private_names.off_tape
 def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
     """The tensor of the group's rank *source*.
 

@@ -7,11 +7,16 @@ with a message that says which.
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["NAMES", "PrivateName", "abandon_graphs", "custom_function", "is_recording", "no_grad", "receive", "send"]
+__all__ = ["NAMES", "PrivateName", "abandon_graphs", "custom_function", "is_recording", "off_tape", "receive", "send"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,23 @@ NAMES = (CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD)
 custom_function: Any = CUSTOM_FUNCTION.load()
 send: Any = SEND.load()
 receive: Any = RECEIVE.load()
-no_grad: Any = NO_GRAD.load()
+_no_grad: Any = NO_GRAD.load()
 _executor: Any = EXECUTOR.load()
+
+
+def off_tape(function: Callable[P, R]) -> Callable[P, R]:
+    """Have nothing recorded of what *function* does.
+
+    MindSpore's context is a decorator too, but one that keeps the state to return to in itself: a decorated function
+    that calls itself would leave the tape off for ever. So each call gets a context of its own.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _no_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def is_recording() -> bool:

@@ -23,7 +23,9 @@ def platform() -> MindSporePlatform:
 @pytest.fixture
 def stale_memory() -> None:
     """Fill MindSpore's pool with NaN, so that a kernel that writes nothing is seen to leave it so."""
-    stale = [Tensor(np.full(n, np.nan, np.float32)) * 1 for n in (1, 3, 5, 8, 15, 16, 32, 64, 128, 256) for _ in range(30)]
+    stale = [
+        Tensor(np.full(n, np.nan, np.float32)) * 1 for n in (1, 3, 5, 8, 15, 16, 32, 64, 128, 256) for _ in range(30)
+    ]
     for tensor in stale:
         tensor.asnumpy()
 

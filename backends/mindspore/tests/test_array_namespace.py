@@ -101,7 +101,9 @@ def test_searchsorted(platform, known, asked, side, dtype):
 
 @pytest.mark.parametrize("index_dtype", ["int64", "int32"])
 @pytest.mark.parametrize("dtype", [*DTYPES, "bool"])
-@pytest.mark.parametrize(("shape", "index"), [((4, 3), [2, 0, 2]), ((4, 3), []), ((0, 3), []), ((4,), [3]), ((4, 0), [1])])
+@pytest.mark.parametrize(
+    ("shape", "index"), [((4, 3), [2, 0, 2]), ((4, 3), []), ((0, 3), []), ((4,), [3]), ((4, 0), [1])]
+)
 def test_take(platform, shape, index, dtype, index_dtype):
     x, index = _array(shape, dtype), np.array(index, index_dtype)
     _same(platform.xp.take(platform.from_host(x), platform.from_host(index), axis=0), x[index], dtype)
@@ -130,7 +132,9 @@ def test_concat_and_stack(platform, sizes, dtype):
     xp = platform.xp
     arrays = [_array((n, 2), dtype, n) for n in sizes]
     _same(xp.concat([platform.from_host(a) for a in arrays], axis=0), np.concatenate(arrays), dtype)
-    _same(xp.concat([platform.from_host(a.T) for a in arrays], axis=-1), np.concatenate([a.T for a in arrays], -1), dtype)
+    _same(
+        xp.concat([platform.from_host(a.T) for a in arrays], axis=-1), np.concatenate([a.T for a in arrays], -1), dtype
+    )
     twice = [arrays[0], arrays[0]]
     _same(xp.stack([platform.from_host(a) for a in twice], axis=1), np.stack(twice, 1), dtype)
 
@@ -156,7 +160,11 @@ def test_arange(platform, bounds):
 def test_shapes(platform, shape):
     xp, x = platform.xp, _array(shape, "float32")
     given = platform.from_host(x)
-    _same(xp.reshape(given, (-1, *shape[::-1])) if x.size else xp.reshape(given, (1, *shape[::-1])), x.reshape((1, *shape[::-1])), "float32")
+    _same(
+        xp.reshape(given, (-1, *shape[::-1])) if x.size else xp.reshape(given, (1, *shape[::-1])),
+        x.reshape((1, *shape[::-1])),
+        "float32",
+    )
     _same(xp.permute_dims(given, (1, 0)), x.T, "float32")
     _same(xp.broadcast_to(given, (2, *shape)), np.broadcast_to(x, (2, *shape)), "float32")
     _same(xp.expand_dims(given, axis=1), x[:, None], "float32")

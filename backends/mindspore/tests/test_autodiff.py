@@ -90,7 +90,7 @@ def test_an_error_in_the_function_ends_the_recording(platform):
     with pytest.raises(KeyError, match="no such thing"):
         platform.vjp(broken, _tensor(2))
     assert not private_names.is_recording()
-    outputs, pullback = platform.vjp(_scaled(platform, 3.0), _tensor(2))
+    _outputs, pullback = platform.vjp(_scaled(platform, 3.0), _tensor(2))
     assert _value(pullback(ops.ones((2,)))[0]) == 3.0
 
 
@@ -110,7 +110,7 @@ def test_gradients_are_never_absent(platform):
     frozen = Parameter(_tensor(2), name="f", requires_grad=False)
     counts = Tensor([1, 2], ms.int64)
     x, y = _tensor(4, 2), _tensor(4)
-    outputs, pullback = platform.vjp(
+    _outputs, pullback = platform.vjp(
         lambda x, y, counts: (ops.matmul(x, used), counts + 1), x, y, counts, parameters=[unused, frozen, used]
     )
     gradients = pullback(ops.ones((4, 2)), ops.zeros((2,), ms.int64))
@@ -196,7 +196,7 @@ def test_a_pullback_inside_a_backward(platform):
 def test_the_tape_of_mindspore_sees_custom_functions(platform):
     calls = []
     function = _scaled(platform, 4.0, calls)
-    loss, gradient = ms.value_and_grad(lambda x: ops.sum(function(x) * 2))(_tensor(3))
+    _loss, gradient = ms.value_and_grad(lambda x: ops.sum(function(x) * 2))(_tensor(3))
     assert _value(gradient) == 8.0
     assert calls == [4.0]
 
@@ -205,3 +205,14 @@ def test_stop_gradient(platform):
     x = _tensor(3)
     _, pullback = platform.vjp(lambda x: platform.stop_gradient(x) * x, x)
     np.testing.assert_allclose(pullback(ops.ones((3,)))[0].asnumpy(), x.asnumpy())
+
+
+def test_the_tape_is_on_again_after_a_recursion_off_it(platform):
+    @private_names.off_tape
+    def countdown(n):
+        return countdown(n - 1) if n else ops.zeros((2,))
+
+    _, pullback = platform.vjp(lambda x: countdown(3) + x * 2, _tensor(2))
+    assert _value(pullback(ops.ones((2,)))[0]) == 2.0
+    _, pullback = platform.vjp(lambda x: x * 3, _tensor(2))
+    assert _value(pullback(ops.ones((2,)))[0]) == 3.0

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Styles against the unsharded layer between real ranks, and alone: the core's neutral cases."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+_NEUTRAL = str(Path(__file__).parents[3] / "tests" / "neutral")
+if _NEUTRAL not in sys.path:
+    sys.path.insert(0, _NEUTRAL)  # ranks look for programs where their parent does
+
+DEADLINE = 240.0
+STYLED_GRID = [("ep", 2, 1), ("ep", 4, 1), ("tp", 1, 2), ("tp", 1, 4), ("etp", 1, 2), ("etp", 2, 1), ("etp", 2, 2)]
+REDUCING = [("tp", 1, 2), ("etp", 1, 2)]
+
+
+def _run(ranks, case, **arguments):
+    return ranks.run(f"parity:{case}", arguments, deadline=DEADLINE)
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), STYLED_GRID)
+def test_sharded_layer_agrees_with_the_unsharded(request, style, ep, tp):
+    ranks = request.getfixturevalue({2: "two", 4: "four"}[ep * tp])
+    _run(ranks, "sharded_layer_agrees", style=style, ep=ep, tp=tp)
+
+
+@pytest.mark.parametrize("style", ["ep", "tp", "etp"])
+def test_sharded_over_one_rank(platform, style):
+    import parity
+
+    parity.sharded_layer_agrees(platform, style, 1, 1)
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)
+@pytest.mark.parametrize("case", ["backward_reduction_is_needed", "forward_reduction_is_needed"])
+def test_a_removed_reduction_is_noticed(two, case, style, ep, tp):
+    _run(two, case, style=style, ep=ep, tp=tp)
+
+
+@pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)
+def test_partial_output_sums_to_the_whole(two, style, ep, tp):
+    _run(two, "partial_output_sums_to_the_whole", style=style, ep=ep, tp=tp)
+
+
+def test_one_style_serves_two_layers(ranks):
+    _run(ranks, "one_style_serves_two_layers")
+
+
+def test_a_layer_of_a_published_model_agrees(four):
+    _run(four, "configured_layer_agrees", style="plan", ep=2, tp=2, config="deepseek-v3")
