@@ -59,10 +59,12 @@ class Report:
         return sum(result.verdict is verdict for result in self.results)
 
     def to_json(self) -> str:
-        """The report as text that :meth:`from_json` reads."""
-        results = [{**asdict(r), "verdict": r.verdict.value} for r in self.results]
-        data = {"schema": SCHEMA, "conforms": self.conforms, **asdict(self), "results": results}
-        return json.dumps(data, indent=1) + "\n"
+        """The report as text that :meth:`from_json` reads: a result a line, so that two reports can be compared."""
+        facts = {"schema": SCHEMA, "conforms": self.conforms, **asdict(self)}
+        del facts["results"]
+        head = json.dumps(facts, indent=1).removesuffix("\n}")
+        results = ({k: v for k, v in asdict(r).items() if v != ""} | {"verdict": r.verdict.value} for r in self.results)
+        return f'{head},\n "results": [\n' + ",\n".join(f"  {json.dumps(r)}" for r in results) + "\n ]\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:

@@ -95,8 +95,10 @@ class WorldRun:
         lacking = unsupported(requirement, supports)
         if lacking and not requirement.refusable:
             return Judgement(Verdict.UNSUPPORTED, f"{', '.join(lacking)} is not declared; nothing to call")
-        blocking = next((n for n in requirement.needs if self._verdicts.get(n) in _BLOCKING), None)
-        if blocking is not None and not lacking:
+        # What has to be refused needs no capability that is missing, but a platform that works up to there.
+        bad = (Verdict.FAILED, Verdict.BLOCKED) if lacking else (Verdict.FAILED, Verdict.BLOCKED, Verdict.MISSING)
+        blocking = next((n for n in requirement.needs if self._verdicts.get(n) in bad), None)
+        if blocking is not None:
             return self._blocked(requirement, blocking)
         arguments = {
             "requirement": requirement.id,
@@ -132,9 +134,6 @@ class WorldRun:
 
 def _failed(outcome: Mapping[str, Any]) -> bool:
     return outcome.get("outcome") == "failed"
-
-
-_BLOCKING = (Verdict.FAILED, Verdict.BLOCKED, Verdict.MISSING)
 
 
 def _in_step(outcomes: Sequence[Mapping[str, Any]]) -> bool:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -157,7 +158,7 @@ class ResidualsShared(LoopbackPlatform):
 
 @mutant("CUSTOM-freed", says="alive")
 class GraphKept(LoopbackPlatform):
-    kept = []
+    kept: ClassVar = []
 
     def custom_vjp(self, forward, backward):
         self.kept.append((forward, backward))
@@ -599,7 +600,7 @@ class NotDeterministic(LoopbackPlatform):
 # --------------------------------------------------------------------------------------------------- declarations
 @mutant("RS-values", says="UNSUPPORTED")
 class WorksThoughUnsupported(LoopbackPlatform):
-    capabilities = {**CAPABILITIES, Capability.REDUCE_SCATTER: Support.UNSUPPORTED}
+    capabilities: ClassVar = {**CAPABILITIES, Capability.REDUCE_SCATTER: Support.UNSUPPORTED}
 
 
 @mutant("RS-values", says="declared FULL")
@@ -610,7 +611,7 @@ class RefusesThoughDeclared(LoopbackPlatform):
 
 @mutant("ID-capabilities")
 class ClaimsMoreThanItsSpec(LoopbackPlatform):
-    capabilities = {**CAPABILITIES, Capability.BFLOAT16: Support.FULL}
+    capabilities: ClassVar = {**CAPABILITIES, Capability.BFLOAT16: Support.FULL}
 
 
 @mutant("ID-surface")

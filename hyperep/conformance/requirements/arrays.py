@@ -317,7 +317,10 @@ def getitem(case: Case) -> None:
 
 
 @requirement(
-    "XP-attributes", "shape and ndim of a tensor are those of the array; a shape compares to a tuple.", port=PORT
+    "XP-attributes",
+    "shape and ndim of a tensor are those of the array; sizes are ints.",
+    port=PORT,
+    needs=("HOST-roundtrip",),
 )
 def attributes(case: Case) -> None:
     for shape in ((3, 4), (0, 5), (7,), (2, 0, 3)):

@@ -109,7 +109,10 @@ def detached(case: Case) -> None:
 
 
 @requirement(
-    "HOST-arange", "arange gives evenly spaced integers, int64 unless told otherwise, also none at all.", port=PORT
+    "HOST-arange",
+    "arange gives evenly spaced integers, int64 unless told otherwise, also none at all.",
+    port=PORT,
+    needs=("HOST-roundtrip",),
 )
 def arange(case: Case) -> None:
     platform = case.platform

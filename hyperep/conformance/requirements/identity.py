@@ -44,7 +44,10 @@ def capabilities(case: Case) -> None:
 
 
 @requirement(
-    "ID-is-tensor", "is_tensor is true for the platform's tensors, and false for lists, numbers and None.", port=PORT
+    "ID-is-tensor",
+    "is_tensor is true for the platform's tensors, and false for lists, numbers and None.",
+    port=PORT,
+    needs=("HOST-roundtrip",),
 )
 def is_tensor(case: Case) -> None:
     for shape in ((3,), (0, 2), ()):
@@ -55,7 +58,10 @@ def is_tensor(case: Case) -> None:
 
 
 @requirement(
-    "WORLD-ranks", "world_size is the number of ranks launched, and every rank below it exists once.", port=PORT
+    "WORLD-ranks",
+    "world_size is the number of ranks launched, and every rank below it exists once.",
+    port=PORT,
+    needs=("HOST-roundtrip",),
 )
 def ranks(case: Case) -> None:
     size, rank = case.platform.world_size, case.platform.rank

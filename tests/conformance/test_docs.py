@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the suite and of the protocol is complete, and its generated parts are up to date."""
+
+import inspect
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from hyperep.conformance.catalogue import requirements
+from hyperep.conformance.report import Report
+from hyperep.platform import hookspecs
+from hyperep.platform.protocol import Platform
+
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = (DOCS / "writing-a-platform.md").read_text()
+
+
+def members():
+    return [name for name in vars(Platform) if not name.startswith("_")]
+
+
+def hooks():
+    return [name for name, f in inspect.getmembers(hookspecs, inspect.isfunction) if hasattr(f, "hyperep_spec")]
+
+
+@pytest.mark.parametrize("member", members())
+def test_every_member_of_the_protocol_has_a_section(member):
+    heading = re.search(rf"^#### `{member}`\n\n\S", GUIDE, flags=re.MULTILINE)
+    assert heading, f"docs/writing-a-platform.md has no section on {member}"
+
+
+def test_every_hook_has_a_section():
+    assert hooks() == ["hyperep_platform_spec"]
+    for hook in hooks():
+        assert re.search(rf"^### Hook `{hook}`\n\n\S", GUIDE, flags=re.MULTILINE), hook
+
+
+def test_every_section_is_about_something_that_exists():
+    assert set(re.findall(r"^#### `(\w+)`", GUIDE, flags=re.MULTILINE)) == set(members())
+
+
+@pytest.mark.parametrize(("page", "name"), [("conformance.md", "requirements"), ("platforms.md", "matrix")])
+def test_generated_parts_are_up_to_date(page, name):
+    generate = runpy.run_path(str(DOCS / "generate.py"))
+    part = generate["parts"]()[page, name]
+    assert generate["replaced"](page, name, part) == (DOCS / page).read_text(), "run: python docs/generate.py"
+
+
+def test_the_platforms_that_must_conform_do():
+    reports = {path.stem: Report.load(path) for path in (DOCS / "reports").glob("*.json")}
+    for name in ("loopback", "torch"):
+        assert reports[name].conforms
+        assert reports[name].world_sizes == (1, 2, 4)
+        ran = {r.id for r in reports[name].results}
+        assert ran == set(requirements()), (
+            f"run the suite on {name} again: its report lacks {set(requirements()) - ran}"
+        )
