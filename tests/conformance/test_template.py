@@ -25,7 +25,7 @@ def run(*command, cwd, code=0, timeout=600):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A directory with a rendered platform and a virtual environment that holds it, hyperep, and nothing else of ours."""
+    """A directory with a rendered platform, and a virtual environment that holds it, hyperep and what these need."""
     here = tmp_path_factory.mktemp("author")
     answers = ["--data", "name=mine", "--data", "framework=Mine", "--defaults", "--quiet"]
     run(sys.executable, "-m", "copier", "copy", *answers, ROOT / "plugins" / "template", here / "my-platform", cwd=here)
