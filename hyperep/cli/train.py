@@ -34,6 +34,7 @@ def train(
     batch_tokens: Annotated[int | None, _option("batch_tokens", "Tokens (bytes) of one step, over all ranks.")] = None,
     seq_len: Annotated[int | None, _option("seq_len", "Length of a sequence.")] = None,
     lr: Annotated[float | None, _option("lr", "Learning rate after the warm-up.")] = None,
+    balance: Annotated[float | None, _option("balance", "Weight of the load-balancing loss.")] = None,
     seed: Annotated[int | None, _option("seed", "Of the initial weights and the order of the data.")] = None,
     text: Annotated[
         str | None,
@@ -58,7 +59,7 @@ def train(
 
     options = {
         **{"steps": steps, "experts": experts, "top_k": top_k, "dim": dim, "layers": layers, "heads": heads},
-        **{"batch_tokens": batch_tokens, "seq_len": seq_len, "lr": lr, "seed": seed, "text": text},
+        **{"batch_tokens": batch_tokens, "seq_len": seq_len, "lr": lr, "balance": balance, "seed": seed, "text": text},
         **{"style": style, "tp": tp, "out": out, "save_every": save_every, "verify": verify or None},
     }
     settings = settings_for({name: value for name, value in options.items() if value is not None}, resume)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperep.moe import MoE
+from hyperep.moe import MoE, MoEStats
 from hyperep.platform.protocol import Module, Platform
 from hyperep.train.attention import Attention
 from hyperep.train.norm import RMSNorm
@@ -23,8 +23,8 @@ def LanguageModel(platform: Platform[Any], settings: Settings) -> Module:  # noq
     """Make the model that *settings* describe.
 
     Returns:
-        A module called with int64 tokens ``[B, L]``, ``L <= seq_len``. It returns logits ``[B * L, 256]`` and the rows
-        for each expert in each layer, int64 ``[layers, E]``, of this rank's tokens.
+        A module called with int64 tokens ``[B, L]``, ``L <= seq_len``. It returns logits ``[B * L, 256]``, and of each
+        layer what its experts' layer knows beside its output.
     """
     rng = np.random.default_rng(settings.seed)
     xp = platform.xp
@@ -35,15 +35,15 @@ def LanguageModel(platform: Platform[Any], settings: Settings) -> Module:  # noq
     names = [f"layer{i}" for i in range(settings.layers)]
     children = {name: _Layer(platform, settings, rng) for name in names} | {"norm": RMSNorm(platform, dim)}
 
-    def forward(m: Any, tokens: Any) -> tuple[Any, Any]:
+    def forward(m: Any, tokens: Any) -> tuple[Any, list[MoEStats]]:
         sequences, length = tokens.shape
         x = xp.take(m.embedding, xp.reshape(tokens, (sequences * length,)), axis=0)  # [T, D]
-        loads = []
+        stats = []
         for name in names:
-            x, load = getattr(m, name)(x, sequences)
-            loads.append(load)
+            x, known = getattr(m, name)(x, sequences)
+            stats.append(known)
         logits = xp.matmul(m.norm(x), xp.permute_dims(m.head, (1, 0)))  # [T, 256]
-        return logits, xp.stack(loads, axis=0)
+        return logits, stats
 
     parameters = {name: platform.from_host(weight) for name, weight in weights.items()}
     description = f"dim={dim}, layers={settings.layers}, vocabulary={VOCABULARY}"
@@ -56,7 +56,7 @@ def expert_modules(platform: Platform[Any], model: Module) -> dict[str, Module]:
 
 
 def _Layer(platform: Platform[Any], settings: Settings, rng: np.random.Generator) -> Module:  # noqa: N802
-    """A pre-norm layer: attention and experts, each added to what it read. ``[T, D] -> [T, D], [E]``."""
+    """A pre-norm layer: attention and experts, each added to what it read. ``[T, D] -> [T, D]``, and statistics."""
     children = {
         "attention_norm": RMSNorm(platform, settings.dim),
         "attention": Attention(platform, settings.dim, settings.heads, settings.seq_len, rng),
@@ -64,9 +64,9 @@ def _Layer(platform: Platform[Any], settings: Settings, rng: np.random.Generator
         "moe": MoE(platform, settings.dim, settings.hidden, settings.experts, settings.top_k, seed=rng),
     }
 
-    def forward(m: Any, x: Any, sequences: int) -> tuple[Any, Any]:
+    def forward(m: Any, x: Any, sequences: int) -> tuple[Any, MoEStats]:
         x = x + m.attention(m.attention_norm(x), sequences)
         y, stats = m.moe(m.moe_norm(x), with_stats=True)
-        return x + y, stats.tokens_per_expert
+        return x + y, stats
 
     return platform.make_module("Layer", {}, forward, children=children)

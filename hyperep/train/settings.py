@@ -31,6 +31,8 @@ class Settings:
     lr: float = 3e-3
     warmup_steps: int = 10
     weight_decay: float = 0.01
+    balance: float = 0.03
+    """Weight of the load-balancing loss; the reported loss is without it."""
     clip_norm: float = 1.0
     seed: int = 0
     text: str | None = None
@@ -63,7 +65,7 @@ class Settings:
         """
         for name in ("steps", "experts", "top_k", "dim", "layers", "heads", "seq_len", "batch_tokens", "tp"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("warmup_steps", "weight_decay", "save_every", "seed"):
+        for name in ("warmup_steps", "weight_decay", "balance", "save_every", "seed"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         for name in ("lr", "clip_norm"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above zero")

@@ -12,7 +12,7 @@ from hyperep.platform.protocol import Module, Parameter, Platform
 from hyperep.train import optimizer
 from hyperep.train.batches import own_part
 from hyperep.train.gradients import clip_scale, global_norm, sum_gradients
-from hyperep.train.loss import cross_entropy
+from hyperep.train.loss import cross_entropy, imbalance_loss
 from hyperep.train.model import LanguageModel
 from hyperep.train.optimizer import Moments
 from hyperep.train.parallel import Parallel, parallelize
@@ -69,14 +69,20 @@ def train_step(
     tokens, targets = platform.from_host(own[:, :-1].copy()), platform.from_host(own[:, 1:].reshape(-1))
 
     # 2. Forward and backward of this rank's term of the loss.
-    def objective() -> tuple[Any, Any]:
-        logits, load = state.model(tokens)
-        loss = cross_entropy(platform, logits, targets, settings.batch_tokens)
-        return loss, platform.stop_gradient(xp.astype(load, xp.float32))
+    def objective() -> tuple[Any, Any, Any]:
+        logits, stats = state.model(tokens)
+        load = xp.stack([layer.tokens_per_expert for layer in stats], axis=0)
+        return (
+            cross_entropy(platform, logits, targets, settings.batch_tokens),
+            imbalance_loss(platform, [layer.routing for layer in stats], len(own), settings.sequences),
+            platform.stop_gradient(xp.astype(load, xp.float32)),
+        )
 
-    (loss, load), pullback = platform.vjp(objective, parameters=list(parameters.values()))
-    loss, load = platform.stop_gradient(loss), platform.stop_gradient(load)
-    gradients = dict(zip(parameters, pullback(xp.full((), 1.0, dtype=xp.float32), xp.zeros_like(load)), strict=True))
+    outputs, pullback = platform.vjp(objective, parameters=list(parameters.values()))
+    loss, _, load = (platform.stop_gradient(output) for output in outputs)
+    # The cotangents are the weights of the outputs in what is minimised.
+    weights = [xp.full((), weight, dtype=xp.float32) for weight in (1.0, settings.balance)]
+    gradients = dict(zip(parameters, pullback(*weights, xp.zeros_like(load)), strict=True))
 
     # 3. Sum over ranks; the figures travel with the gradients.
     gradients, (loss, load) = sum_gradients(platform, parameters, gradients, parallel, [xp.reshape(loss, (1,)), load])
