@@ -4,45 +4,87 @@
 import numpy as np
 import pytest
 
-from hyperep.loopback import run
-from hyperep.train.loop import main
-from hyperep.train.metrics import read_metrics
-from hyperep.train.settings import Settings
+from hyperep.train import gradients, trainer
+from hyperep.train.trainer import new_state, train_step
 
-SMALL = {"steps": 4, "dim": 16, "experts": 4, "heads": 2, "seq_len": 16, "batch_tokens": 128, "warmup_steps": 1}
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
-
-@pytest.fixture
-def text(tmp_path):
-    """A text of its own, so that the test does not read the standard library on every rank."""
-    words = np.random.default_rng(0).choice(["def ", "return ", "x", "y", " + ", "\n", "(", ")"], size=4000)
-    path = tmp_path / "text.txt"
-    path.write_text("".join(words))
-    return str(path)
+SPREADS = [
+    (2, {}),
+    (4, {}),
+    (2, {"style": "tp", "tp": 2}),
+    (4, {"style": "tp", "tp": 2}),
+    (4, {"style": "etp", "tp": 2}),
+]
 
 
-def losses(tmp_path, text, ranks, **changes):
-    out = tmp_path / f"out-{ranks}-{len(list(tmp_path.iterdir()))}"
-    settings = Settings(**{**SMALL, "text": text, "out": str(out), **changes})
-    summary = run(lambda platform: main(platform, settings.as_dict()), ranks)[0]
-    return [record["loss"] for record in read_metrics(out, last_step=settings.steps)], summary
+def values(records, name):
+    return [record[name] for record in records]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "changes"),
-    [
-        (2, {}),
-        (4, {}),
-        (2, {"style": "tp", "tp": 2}),
-        (4, {"style": "tp", "tp": 2}),
-        (4, {"style": "etp", "tp": 2}),
-    ],
-)
-def test_losses_do_not_depend_on_the_ranks(tmp_path, text, ranks, changes):
-    expected, _ = losses(tmp_path, text, 1)
-    found, summary = losses(tmp_path, text, ranks, verify=True, **changes)
-    # Four steps at the full rate: a gradient that is off by a factor, or clipped otherwise, shows from the second on.
-    assert expected[-1] < expected[0] - 0.05
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+@pytest.mark.parametrize(("ranks", "changes"), SPREADS)
+def test_nothing_depends_on_the_ranks(train, small, ranks, changes):
+    _, expected = train(1, small())
+    summary, found = train(ranks, small(verify=True, **changes))
+    # At the full rate from the first step on, so a gradient of the wrong scale shows in the second loss.
+    assert values(expected, "loss")[-1] < values(expected, "loss")[0] - 0.3
+    np.testing.assert_allclose(values(found, "loss"), values(expected, "loss"), rtol=1e-5)
+    np.testing.assert_allclose(values(found, "gradient_norm"), values(expected, "gradient_norm"), rtol=1e-4)
+    assert values(found, "layer_load") == values(expected, "layer_load")
     assert summary["verified"] is True
     assert summary["largest_deviation"] < 1e-5
+
+
+def test_load_counts_every_choice_of_every_rank(train, small):
+    settings = small(steps=1)
+    _, (record,) = train(2, settings)
+    choices = settings.batch_tokens * settings.top_k
+    assert [sum(load) for load in record["layer_load"]] == [choices] * settings.layers
+    assert record["expert_load"] == np.sum(record["layer_load"], axis=0).tolist()
+
+
+def test_another_seed_gives_other_losses(train, small):
+    assert train(1, small())[1][0]["loss"] != train(1, small(seed=1))[1][0]["loss"]
+
+
+def _sum_nothing(platform, parameters, own, parallel, others=()):
+    _, totals = gradients_sum(platform, parameters, own, parallel, others)
+    return dict(own), totals
+
+
+def _sum_experts_too(platform, parameters, own, parallel, others=()):
+    if parallel.mesh is None:
+        return dict(own), list(others)
+    group = parallel.mesh.get_group(0)
+    _, totals = gradients_sum(platform, parameters, own, parallel, others)
+    return dict(zip(own, gradients.reduce_together(platform, list(own.values()), group), strict=True)), totals
+
+
+gradients_sum = gradients.sum_gradients
+
+
+@pytest.mark.parametrize("fault", [_sum_nothing, _sum_experts_too])
+def test_verification_fails_where_gradients_are_reduced_wrongly(train, small, monkeypatch, fault):
+    monkeypatch.setattr(trainer, "sum_gradients", fault)
+    summary, records = train(2, small(verify=True))
+    assert summary["verified"] is False
+    assert summary["largest_deviation"] > 1e-4
+    assert len(records) == 4  # all of the run is there to be looked at
+    assert any("DIFFER" in line for line in summary["lines"])
+
+
+def test_one_host_copy_a_step_besides_those_of_dispatch(small):
+    from hyperep.loopback import run
+
+    settings = small(layers=3)
+
+    def copies(platform):
+        state = new_state(platform, settings)
+        batch = np.zeros((settings.sequences, settings.seq_len + 1), np.int64)
+        calls = []
+        original = platform.to_host
+        platform.to_host = lambda *tensors: calls.append(len(tensors)) or original(*tensors)
+        train_step(platform, settings, state, batch)
+        return len(calls)
+
+    assert run(copies, 2) == [settings.layers + 1] * 2

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``hyperep train``: its options, and every error that it must put in one clear message."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hyperep.cli import main as hyperep
+from hyperep.loopback import run
+from hyperep.train import trainer
+from hyperep.train.loop import main
+from hyperep.train.metrics import read_metrics
+
+OPTIONS = ["--dim", "16", "--heads", "2", "--experts", "4", "--seq-len", "16", "--batch-tokens", "128", "--steps", "2"]
+
+
+@pytest.fixture
+def command(text, tmp_path, capfd):
+    """Run the command in this process, on loopback unless said otherwise; return exit status, output and errors."""
+
+    def run_it(*arguments):
+        given = [
+            "train",
+            *OPTIONS,
+            "--platform",
+            "loopback",
+            "--text",
+            text,
+            "--out",
+            str(tmp_path / "out"),
+            *arguments,
+        ]
+        capfd.readouterr()
+        status = 0
+        try:
+            hyperep(given)
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capfd.readouterr()
+
+    return run_it
+
+
+def test_a_run_says_how_it_went(command, tmp_path):
+    status, output, errors = command("--ranks", "2", "--verify", "--top-k", "1", "--layers", "1")
+    assert status == 0, errors
+    assert "loss 5." in output
+    assert "losses agree with those of the unsharded model: largest relative deviation" in output
+    assert f"report: {tmp_path / 'out'}/report.html" in output.replace("\n", "")
+    assert "load max/mean" in errors
+    (settings,) = (json.loads(f.read_text())["settings"] for f in tmp_path.rglob("state.json"))
+    assert (settings["top_k"], settings["layers"], settings["steps"]) == (1, 1, 2)
+    assert len(read_metrics(tmp_path / "out", last_step=9)) == 2
+
+
+def test_a_run_that_is_not_verified_fails(command, monkeypatch):
+    monkeypatch.setattr(trainer, "sum_gradients", lambda p, parameters, own, parallel, others=(): (own, list(others)))
+    status, output, _ = command("--ranks", "2", "--verify")
+    assert status == 1
+    assert "losses DIFFER from those of the unsharded model" in output
+
+
+def test_a_run_is_resumed_with_the_settings_that_it_had(command, tmp_path):
+    assert command("--ranks", "2", "--lr", "0.02")[0] == 0
+    status, output, errors = command("--resume", str(tmp_path / "out"), "--steps", "3")
+    assert status == 0, errors
+    assert "in 3 steps" in output
+    (settings,) = (json.loads(f.read_text())["settings"] for f in tmp_path.rglob("state.json"))
+    assert settings["lr"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--text", "no-such-text"], ["'no-such-text' does not exist", "--text takes a file or a directory"]),
+        (["--text", os.devnull], [f"{os.devnull!r} is empty", "--text"]),
+        (["--seq-len", "100000", "--batch-tokens", "100000"], ["need 100001", "--seq-len"]),
+        (["--experts", "4", "--ranks", "3"], ["experts=4 is not divisible by the 3 ranks", "multiple of 3"]),
+        (["--batch-tokens", "100"], ["batch_tokens=100 is not divisible by seq_len=16", "for example 96"]),
+        (["--batch-tokens", "48", "--ranks", "2"], ["batch_tokens=48 is not divisible by 2 ranks", "multiple of 32"]),
+        (["--top-k", "5"], ["top_k=5 must not be above experts=4"]),
+        (["--dim", "18"], ["dim=18 is not divisible", "multiple of 4"]),
+        (["--steps", "0"], ["steps=0 must be at least 1"]),
+        (["--ranks", "0"], ["ranks=0", "at least one"]),
+        (["--style", "dp"], ["style='dp' is none of ep, tp, etp"]),
+        (["--tp", "2", "--ranks", "2"], ["tp=2 with style 'ep'", "choose etp or tp"]),
+        (["--style", "tp", "--tp", "3", "--ranks", "4"], ["tp=3 does not divide the 4 ranks"]),
+        (["--platform", "torhc"], ["unknown platform 'torhc'", "installed:", "loopback"]),
+        (["--resume", "no-such-run"], ["'no-such-run' holds no checkpoint", "--out"]),
+    ],
+)
+def test_bad_input_is_one_message(command, arguments, messages):
+    status, output, errors = command(*arguments)
+    assert status == 2
+    assert errors.startswith("hyperep: error: ")
+    assert "Traceback" not in errors
+    for message in messages:
+        assert message in errors
+    assert not output
+
+
+def test_a_rank_that_fails_shows_its_error(command, monkeypatch):
+    original = trainer.cross_entropy
+
+    def fail_on_rank_1(platform, *arguments):
+        if platform.rank == 1:
+            raise ZeroDivisionError("expert 3 by zero")
+        return original(platform, *arguments)
+
+    monkeypatch.setattr(trainer, "cross_entropy", fail_on_rank_1)
+    status, _, errors = command("--ranks", "2")
+    assert status == 2
+    assert "rank 1 of 2 failed with ZeroDivisionError: expert 3 by zero" in errors
+    assert "fail_on_rank_1" in errors  # its traceback
+
+
+def test_a_loss_that_is_no_number_ends_the_run(command):
+    status, _, errors = command("--ranks", "2", "--lr", "1e38")
+    assert status == 2
+    assert "the loss is nan at step 2; try a lower --lr than 1e+38" in errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts": 5}, "experts=5 is not divisible"),
+        ({"batch_tokens": 48}, "batch_tokens=48 is not divisible"),
+        ({"text": os.devnull}, "is empty"),
+    ],
+)
+def test_bad_input_is_an_error_on_every_rank_of_a_launch(small, changes, message):
+    settings = small(**changes)
+
+    def caught(platform):
+        with pytest.raises(ValueError, match=message):
+            main(platform, settings.as_dict())
+        return True
+
+    assert run(caught, 2) == [True, True]
+
+
+def test_ranks_with_different_texts_are_an_error_on_every_rank(small, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("y" * 500)
+
+    def caught(platform):
+        settings = small(**({"text": str(other)} if platform.rank == 1 else {}))
+        with pytest.raises(ValueError, match=r"ranks have read different texts, of \[\d+, 500\] bytes; .*--text"):
+            main(platform, settings.as_dict())
+        return True
+
+    assert run(caught, 2) == [True, True]
+
+
+LAME = """
+    import os
+    from hyperep.launch import Launcher, LaunchPlan, RankProcess
+    from hyperep.platform.hookspecs import hookimpl
+    from hyperep.platform.spec import API_VERSION, PlatformSpec, Viability
+
+    class LameLauncher(Launcher):
+        def joined(self):
+            return False
+        def plan(self, ranks):
+            return LaunchPlan(processes=tuple(
+                RankProcess(ranks=(r,), environment={"LAME_RANK": str(r)}) for r in range(ranks)))
+
+    launcher = LameLauncher()
+
+    def make():
+        raise OSError("device " + os.environ["LAME_RANK"] + " is on fire")
+
+    @hookimpl
+    def hyperep_platform_spec():
+        return PlatformSpec(name="lame", api_version=API_VERSION, factory="lame:make", probe="lame:Viability.yes"LAUNCHER)
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "messages"),
+    [
+        (', launcher="lame:launcher"', ["rank", "failed to start", "is on fire"]),
+        ("", ["ranks=2, but platform 'lame' names no launcher and is always one rank"]),
+    ],
+)
+def test_ranks_that_do_not_start(text, tmp_path, launcher, messages):
+    site = tmp_path / "site"
+    (site / "lame-1.0.dist-info").mkdir(parents=True)
+    (site / "lame-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: lame\nVersion: 1.0\n")
+    (site / "lame-1.0.dist-info" / "entry_points.txt").write_text("[hyperep.platforms]\nlame = lame\n")
+    (site / "lame.py").write_text(textwrap.dedent(LAME).replace("LAUNCHER", launcher))
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    end = subprocess.run(
+        [sys.executable, "-m", "hyperep", "train", *OPTIONS, "--platform", "lame", "--ranks", "2", "--text", text],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert end.returncode == 2
+    for message in messages:
+        assert message in end.stderr
+    assert not Path(tmp_path / "run").exists()

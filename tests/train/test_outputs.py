@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind, and what it shows while it goes on."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from hyperep.train.metrics import MetricsWriter, imbalance, read_metrics
+from hyperep.train.pictures import expert_load_picture, loss_picture
+from hyperep.train.progress import show_progress
+from hyperep.train.report import report_page
+from hyperep.train.themes import DARK, LIGHT
+
+
+def record(step, load=((4, 0, 2, 2), (2, 2, 2, 2)), **others):
+    layers = [list(layer) for layer in load]
+    return {"step": step, "loss": 5.0 / step, "tokens_per_s": 1234.5, "layer_load": layers, **others}
+
+
+class Page(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.links = [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "srcset", "href")]
+
+    def handle_data(self, data):
+        self.text += data + " "
+
+
+def test_a_run_leaves_metrics_pictures_report_and_checkpoint(train, small):
+    settings = small(verify=True, steps=3)
+    train(2, settings)
+    out = Path(settings.out)
+    assert {path.name for path in out.iterdir()} == {
+        "metrics.jsonl",
+        "loss.png",
+        "expert_load.png",
+        "report.html",
+        "checkpoint",
+    }
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all({"step", "loss", "tokens_per_s", "expert_load"} <= set(line) for line in lines)
+    assert all(len(line["expert_load"]) == settings.experts for line in lines)
+    page = Page((out / "report.html").read_text())
+    assert page.tags.count("img") == 2
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    for expected in ("Losses agree", f"{lines[-1]['loss']:.6f}", "loopback", "batch tokens", "numpy", "SHA-256"):
+        assert expected in page.text, expected
+
+
+def test_the_report_escapes_what_it_shows():
+    page = report_page(
+        title="a <b>",
+        headline="& more",
+        figures=[("<i>", "1", "")],
+        verdict=(False, "it <u> differs"),
+        pictures=[],
+        tables=[("Settings", {"text": "<script>alert(1)</script>"})],
+    )
+    assert not {"b", "i", "u", "script"} & set(Page(page).tags)
+    assert "<script>alert(1)</script>" in Page(page).text
+    assert not re.search(r"https?://", page)
+
+
+def test_the_heat_map_has_a_row_for_each_expert_and_the_load_as_its_colour():
+    # Expert 1 gets nothing, so its row is the darkest of the map; expert 3 gets everything.
+    picture = imread(io.BytesIO(expert_load_picture([record(s, [(0, 0, 0, 8)]) for s in range(1, 6)])))
+    column = picture[:, picture.shape[1] // 2, :3]
+    colours = [tuple(np.round(c, 2)) for c in column]
+    purple, yellow = (0.27, 0.0, 0.33), (0.99, 0.91, 0.15)
+    dark, bright = colours.count(purple), colours.count(yellow)
+    assert bright > 20
+    assert dark / bright == pytest.approx(3.0, rel=0.1)
+    assert colours.index(purple) < colours.index(yellow)  # expert 0 is at the top
+
+
+@pytest.mark.parametrize("steps", [1, 2, 60])
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_pictures_of_runs_of_any_length(steps, theme):
+    records = [record(step, reference_loss=5.0 / step) for step in range(1, steps + 1)]
+    for picture in (loss_picture(records, theme), expert_load_picture(records, owners=2, theme=theme)):
+        corner = imread(io.BytesIO(picture))[0, 0, :3]
+        assert corner == pytest.approx([int(theme.page[i : i + 2], 16) / 255 for i in (1, 3, 5)], abs=0.01)
+
+
+def test_imbalance_is_that_of_the_worst_layer():
+    assert imbalance(record(1)) == 2.0  # 4 against a mean of 2; layer 1 is even
+
+
+def test_metrics_survive_a_run_that_was_cut_off(tmp_path):
+    writer = MetricsWriter(tmp_path, [record(1)])
+    writer.write(record(2))
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # not even closed, and the last line not finished
+        file.write('{"step": 3, "loss')
+    assert [r["step"] for r in read_metrics(tmp_path, last_step=9)] == [1, 2]
+    assert [r["step"] for r in read_metrics(tmp_path, last_step=1)] == [1]
+    writer.close()
+    assert read_metrics(tmp_path / "nowhere", last_step=9) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_loss_speed_and_imbalance(terminal):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=terminal, width=120)
+    with show_progress(100, console=console) as show:
+        for step in range(1, 101):
+            show(record(step))
+    assert "loss 0.0500" in shown.getvalue()
+    assert "1,234 tokens/s" in shown.getvalue()
+    assert "load max/mean 2.00" in shown.getvalue()
+    assert terminal or len(shown.getvalue().splitlines()) == 11
