@@ -11,7 +11,7 @@ import numpy as np
 from hyperep.moe.config import RouterConfig
 from hyperep.moe.groups import best_groups_only
 from hyperep.moe.init import Seed, generator, uniform_fan_in
-from hyperep.moe.scores import as_float32, sigmoid, softmax
+from hyperep.moe.scores import at_least_float32, sigmoid, softmax
 from hyperep.platform.protocol import Module, Platform
 
 __all__ = ["Routing", "TopKRouter", "build_router", "route"]
@@ -50,7 +50,7 @@ def TopKRouter(  # noqa: N802 (it makes modules, as a class would)
     Returns:
         A module with a parameter ``gate`` ``[E, D]``, float32, and with ``expert_bias=True`` a buffer ``expert_bias``
         ``[E]``, zero at first. It returns a :class:`Routing`. Scores are computed in float32 whatever the dtype of the
-        tokens and of the gate.
+        tokens and of the gate; in float64 if the gate is.
 
     Raises:
         ValueError: an option is out of its range.
@@ -63,9 +63,12 @@ def build_router(platform: Platform[Any], dim: int, config: RouterConfig, *, see
     xp = platform.xp
 
     def forward(m: Any, x: Any) -> Routing:
-        gate = as_float32(platform, m.gate)
-        logits = xp.matmul(as_float32(platform, x), xp.permute_dims(gate, (1, 0)))  # [T, E]
-        return route(platform, logits, config, as_float32(platform, m.expert_bias) if config.expert_bias else None)
+        gate = at_least_float32(platform, m.gate)
+        tokens = x if x.dtype == gate.dtype else xp.astype(x, gate.dtype)
+        logits = xp.matmul(tokens, xp.permute_dims(gate, (1, 0)))  # [T, E]
+        return route(
+            platform, logits, config, at_least_float32(platform, m.expert_bias) if config.expert_bias else None
+        )
 
     gate = platform.from_host(uniform_fan_in(generator(seed), (config.num_experts, dim)))
     zeros = platform.from_host(np.zeros(config.num_experts, np.float32))

@@ -7,12 +7,13 @@ from typing import Any
 
 from hyperep.platform.protocol import Platform
 
-__all__ = ["as_float32", "logsumexp", "sigmoid", "softmax"]
+__all__ = ["at_least_float32", "logsumexp", "sigmoid", "softmax"]
 
 
-def as_float32(platform: Platform[Any], x: Any) -> Any:
-    """*x* in float32; itself if it is, where ``astype`` would copy."""
-    return x if x.dtype == platform.xp.float32 else platform.xp.astype(x, platform.xp.float32)
+def at_least_float32(platform: Platform[Any], x: Any) -> Any:
+    """*x* in float32, unless it is float64; itself if it has that dtype already, where ``astype`` would copy."""
+    wide = (platform.xp.float32, getattr(platform.xp, "float64", None))
+    return x if x.dtype in wide else platform.xp.astype(x, platform.xp.float32)
 
 
 def softmax(platform: Platform[Any], x: Any) -> Any:
