@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hyperep.train.settings import STYLES, Settings
+from hyperep.train.settings import DTYPES, STYLES, Settings
 
 __all__ = ["train"]
 
@@ -36,6 +36,7 @@ def train(
     lr: Annotated[float | None, _option("lr", "Learning rate after the warm-up.")] = None,
     balance: Annotated[float | None, _option("balance", "Weight of the load-balancing loss.")] = None,
     seed: Annotated[int | None, _option("seed", "Of the initial weights and the order of the data.")] = None,
+    dtype: Annotated[str | None, _option("dtype", f"Precision: {', '.join(DTYPES)}.")] = None,
     text: Annotated[
         str | None,
         typer.Option(help="File or directory to train on.", show_default="source of Python's standard library"),
@@ -59,7 +60,8 @@ def train(
 
     options = {
         **{"steps": steps, "experts": experts, "top_k": top_k, "dim": dim, "layers": layers, "heads": heads},
-        **{"batch_tokens": batch_tokens, "seq_len": seq_len, "lr": lr, "balance": balance, "seed": seed, "text": text},
+        **{"batch_tokens": batch_tokens, "seq_len": seq_len, "lr": lr, "balance": balance, "seed": seed},
+        **{"dtype": dtype, "text": text},
         **{"style": style, "tp": tp, "out": out, "save_every": save_every, "verify": verify or None},
     }
     settings = settings_for({name: value for name, value in options.items() if value is not None}, resume)

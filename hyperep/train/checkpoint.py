@@ -113,8 +113,8 @@ def read_manifest(path: str) -> Manifest:
         raise ValueError(f"{directory / _MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def load(manifest: Manifest, platform: Platform[Any], state: TrainState) -> TrainState:
-    """Put a checkpoint into a model, in place, however it is sharded; each rank reads its own slices.
+def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: str) -> TrainState:
+    """Put a checkpoint into a model of *dtype*, in place, however it is sharded; each rank reads its own slices.
 
     No communication, so that it serves the model that one rank trains alone as well.
 
@@ -140,9 +140,14 @@ def load(manifest: Manifest, platform: Platform[Any], state: TrainState) -> Trai
         for name, parameter in state.parameters.items():
             sharding = platform.sharding(parameter)
             shape = tuple(parameter.shape)
-            platform.assign(parameter, platform.from_host(model.part(name, shape, sharding)))
-            mean[name] = platform.from_host(optimizer.part(f"mean.{name}", shape, sharding))
-            square[name] = platform.from_host(optimizer.part(f"square.{name}", shape, sharding))
+            parts = (
+                model.part(name, shape, sharding),
+                optimizer.part(f"mean.{name}", shape, sharding),
+                optimizer.part(f"square.{name}", shape, sharding),
+            )
+            # The run that wrote it may have had another precision.
+            value, mean[name], square[name] = (platform.from_host(part.astype(dtype)) for part in parts)
+            platform.assign(parameter, value)
     return replace(state, moments=Moments(mean, square), step=manifest.step)
 
 

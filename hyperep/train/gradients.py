@@ -35,7 +35,7 @@ def sum_gradients(
 
 
 def reduce_together(platform: Platform[Any], tensors: Sequence[Any], group: Group) -> list[Any]:
-    """All-reduce float32 tensors of any shapes in one collective."""
+    """All-reduce tensors of one dtype and any shapes in one collective."""
     xp = platform.xp
     shapes = [tuple(tensor.shape) for tensor in tensors]
     flat = platform.all_reduce(xp.concat([xp.reshape(tensor, (-1,)) for tensor in tensors], axis=0), group)

@@ -19,6 +19,7 @@ from hyperep.train.batches import global_batch
 from hyperep.train.environment import describe_environment
 from hyperep.train.metrics import MetricsWriter, read_metrics, record_of
 from hyperep.train.outputs import write_outputs
+from hyperep.train.precision import choose_dtype
 from hyperep.train.progress import show_progress
 from hyperep.train.settings import Settings
 from hyperep.train.summary import summarize
@@ -48,10 +49,11 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
     text = load_text(chosen.text, at_least=chosen.seq_len + 1)
     require_same_text(platform, text)
     resume = checkpoint.read_manifest(chosen.resume) if chosen.resume else None
+    dtype = choose_dtype(platform, chosen.dtype)
     state = new_state(platform, chosen)
     earlier: list[dict[str, Any]] = []
     if resume is not None:
-        state = checkpoint.load(resume, platform, state)
+        state = checkpoint.load(resume, platform, state, dtype)
         earlier = read_metrics(resume.directory.parent, last_step=resume.step)
     reference = Reference(platform, chosen, resume) if chosen.verify else None
     records = list(earlier)
@@ -92,6 +94,7 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
             records=records,
             summary=summary,
             verdict=verdict,
+            dtype=dtype,
             parameters=sum(math.prod(parameter.shape) for parameter in state.parameters.values()),
             environment=describe_environment(platform),
         )

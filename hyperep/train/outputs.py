@@ -29,6 +29,7 @@ def write_outputs(
     records: Sequence[dict[str, Any]],
     summary: Mapping[str, Any],
     verdict: Verdict | None,
+    dtype: str,
     parameters: int,
     environment: Mapping[str, str],
 ) -> None:
@@ -73,7 +74,7 @@ def write_outputs(
         ],
         tables=[
             ("Final figures", _final_figures(records[-1], summary, verdict)),
-            ("Settings", _settings(settings, text)),
+            ("Settings", _settings(settings, text) | {"dtype": dtype}),
             ("Environment", environment),
         ],
     )

@@ -102,8 +102,8 @@ header p {{ margin: 0; opacity: .8 }}
 figure {{ margin: 0 0 .8rem; padding: 1rem }}
 figure img {{ display: block; width: 100%; height: auto }}
 figcaption {{ font-size: .85rem; opacity: .8; margin-top: .6rem }}
-.tables {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: .8rem; align-items: start }}
-section {{ padding: 1rem 1.1rem; overflow-x: auto }}
+.tables {{ columns: 340px 2; column-gap: .8rem }}
+section {{ padding: 1rem 1.1rem; margin-bottom: .8rem; break-inside: avoid }}
 table {{ border-collapse: collapse; width: 100%; font-size: .875rem }}
 th, td {{ text-align: left; vertical-align: top; padding: .3rem 0; border-top: 1px solid var(--border) }}
 tr:first-child > * {{ border-top: 0 }}

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["MODEL_FIELDS", "STYLES", "VOCABULARY", "Settings"]
+__all__ = ["DTYPES", "MODEL_FIELDS", "STYLES", "VOCABULARY", "Settings"]
 
 VOCABULARY = 256
 """Tokens are bytes."""
+DTYPES = ("auto", "float32", "float64")
 STYLES = ("ep", "tp", "etp")
 """Experts split over ranks; every expert sliced over ranks; both."""
 
@@ -34,6 +35,8 @@ class Settings:
     balance: float = 0.03
     """Weight of the load-balancing loss; the reported loss is without it."""
     clip_norm: float = 1.0
+    dtype: str = "auto"
+    """Of weights and arithmetic: ``auto`` is float64 where the platform has it; see :mod:`hyperep.train.precision`."""
     seed: int = 0
     text: str | None = None
     """A file or a directory; ``None`` is the source of the Python standard library."""
@@ -80,6 +83,7 @@ class Settings:
             f"batch_tokens={self.batch_tokens} is not divisible by seq_len={self.seq_len}; choose a multiple of it, "
             f"for example {max(self.sequences, 1) * self.seq_len}",
         )
+        _require(self.dtype in DTYPES, f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
         self._check_style(ranks)
         return self
 

@@ -16,6 +16,7 @@ from hyperep.train.loss import cross_entropy, imbalance_loss
 from hyperep.train.model import LanguageModel
 from hyperep.train.optimizer import Moments
 from hyperep.train.parallel import Parallel, parallelize
+from hyperep.train.precision import choose_dtype, in_precision
 from hyperep.train.settings import Settings
 
 __all__ = ["StepResult", "TrainState", "new_state", "train_step"]
@@ -46,7 +47,7 @@ class StepResult:
 
 def new_state(platform: Platform[Any], settings: Settings, *, unsharded: bool = False) -> TrainState:
     """A model with its initial weights, spread over the world (collective), or whole on the calling rank."""
-    model = LanguageModel(platform, settings)
+    model = LanguageModel(in_precision(platform, choose_dtype(platform, settings.dtype)), settings)
     parallel = Parallel() if unsharded else parallelize(platform, model, settings)
     parameters = platform.parameters(model)  # only now: a style replaces what it shards
     return TrainState(
@@ -75,13 +76,13 @@ def train_step(
         return (
             cross_entropy(platform, logits, targets, settings.batch_tokens),
             imbalance_loss(platform, [layer.routing for layer in stats], len(own), settings.sequences),
-            platform.stop_gradient(xp.astype(load, xp.float32)),
+            platform.stop_gradient(xp.astype(load, logits.dtype)),
         )
 
     outputs, pullback = platform.vjp(objective, parameters=list(parameters.values()))
     loss, _, load = (platform.stop_gradient(output) for output in outputs)
     # The cotangents are the weights of the outputs in what is minimised.
-    weights = [xp.full((), weight, dtype=xp.float32) for weight in (1.0, settings.balance)]
+    weights = [xp.full((), weight, dtype=loss.dtype) for weight in (1.0, settings.balance)]
     gradients = dict(zip(parameters, pullback(*weights, xp.zeros_like(load)), strict=True))
 
     # 3. Sum over ranks; the figures travel with the gradients.

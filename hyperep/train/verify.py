@@ -10,6 +10,7 @@ import numpy as np
 
 from hyperep.platform.protocol import Platform
 from hyperep.train import checkpoint
+from hyperep.train.precision import choose_dtype
 from hyperep.train.settings import Settings
 from hyperep.train.trainer import new_state, train_step
 
@@ -51,7 +52,7 @@ class Reference:
         self._platform, self._settings = platform, settings
         self._state = new_state(platform, settings, unsharded=True) if platform.rank == 0 else None
         if self._state is not None and resume is not None:
-            self._state = checkpoint.load(resume, platform, self._state)
+            self._state = checkpoint.load(resume, platform, self._state, choose_dtype(platform, settings.dtype))
         self._worst = Verdict(largest_deviation=0.0, step=0)
 
     def step(self, batch: np.ndarray, loss: float) -> float | None:

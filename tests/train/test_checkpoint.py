@@ -50,6 +50,14 @@ def test_files_hold_whole_parameters_under_their_paths(train, small):
     assert set(optimizer) == {f"{kind}.{name}" for kind in ("mean", "square") for name in model}
 
 
+def test_a_run_goes_on_in_another_precision(train, small):
+    _, expected = train(1, small(steps=4))
+    first = small(steps=2, dtype="float32")
+    train(1, first)
+    _, found = train(2, settings_for({"steps": 4, "dtype": "float64"}, first.out))
+    np.testing.assert_allclose([r["loss"] for r in found], [r["loss"] for r in expected], rtol=1e-5)
+
+
 def test_a_checkpoint_is_written_every_so_many_steps_and_only_the_last_is_kept(train, small):
     settings = small(steps=3, save_every=2)
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +90,7 @@ def test_dying_while_writing_leaves_the_checkpoint_before(train, small, monkeypa
         main(platform, settings_for({"steps": 2}, settings.out).as_dict())
     manifest = checkpoint.read_manifest(settings.out)
     assert manifest.step == 1
-    assert checkpoint.load(manifest, platform, new_state(platform, settings, unsharded=True)).step == 1
+    assert checkpoint.load(manifest, platform, new_state(platform, settings, unsharded=True), "float64").step == 1
 
 
 def test_a_resumed_run_takes_over_settings_and_changes_what_it_may(train, small):
