@@ -48,9 +48,10 @@ def naive_experts(mesh: DeviceMesh, weights: dict[str, Any], rows: Any, counts: 
     buffer = platform.differentiable_all_to_all_single(rows, sent, received, group)
 
     order, sizes = _expert_major(platform, received_counts, ranks, local)  # the third and the fourth
+    permuted = buffer[order]
     outputs, start = [], 0
     for expert, size in enumerate(platform.to_host(sizes)[0].tolist()):  # the fifth
-        part = buffer[order[start : start + size]]
+        part = permuted[start : start + size]
         gate = part @ xp.permute_dims(weights["w1"][expert], (1, 0))
         up = part @ xp.permute_dims(weights["w3"][expert], (1, 0))
         hidden = gate * (1.0 / (1.0 + xp.exp(-gate))) * up
