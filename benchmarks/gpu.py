@@ -292,30 +292,24 @@ def time_products(p: Any) -> Result:
 
 
 # -------------------------------------------------------------------------------------------------------- layer
-class Layer(torch.nn.Module):
-    """The routed layer of this project and a shared SwiGLU network of two experts' size, added up."""
+def make_layer(p: Any) -> torch.nn.Module:
+    """The layer with its shared experts in bfloat16, the router in float32, sharded over the one rank."""
+    import hyperep
+    from hyperep.moe import MoEConfig, RouterConfig, build_moe
 
-    def __init__(self, p: Any) -> None:
-        super().__init__()
-        import hyperep
-        from hyperep.moe import MoE
-
-        self.routed = MoE(p, DIM, HIDDEN, EXPERTS, TOP_K, seed=1)
-        experts = p.named_modules(self.routed)["experts"]
-        hyperep.ExpertParallel().apply(experts, hyperep.init_device_mesh(p, (1,), ("ep",)))
-        experts.to(BF16)
-        make = lambda i, o: torch.nn.Linear(i, o, bias=False, device="cuda", dtype=BF16)  # noqa: E731
-        self.w1, self.w3 = make(DIM, SHARED * HIDDEN), make(DIM, SHARED * HIDDEN)
-        self.w2 = make(SHARED * HIDDEN, DIM)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens ``[T, D]`` to tokens."""
-        return self.routed(x) + self.w2(F.silu(self.w1(x)) * self.w3(x))
+    router = RouterConfig(num_experts=EXPERTS, top_k=TOP_K)
+    config = MoEConfig(dim=DIM, hidden_dim=HIDDEN, router=router, num_shared_experts=SHARED)
+    layer = build_moe(p, config, seed=1)
+    parts = p.named_modules(layer)
+    hyperep.ExpertParallel().apply(parts["experts"], hyperep.init_device_mesh(p, (1,), ("ep",)))
+    parts["experts"].to(BF16)
+    parts["shared_experts"].to(BF16)
+    return layer
 
 
 def time_layer(p: Any) -> Result:
     """The dsv3-16b layer, forward + backward: time, memory, host synchronisations, and where the time goes."""
-    layer = Layer(p)
+    layer = make_layer(p)
     x = torch.randn(TOKENS, DIM, device="cuda").to(BF16).requires_grad_()
     g = torch.randn_like(x)
 

@@ -23,7 +23,7 @@ from hyperep.platform.protocol import Backward, Forward, Platform
 __all__ = ["peak_bytes", "saved_bytes"]
 
 _DIFFERENTIABLE = (
-    *("permute_rows", "sum_rows", "grouped_matmul", "grouped_swiglu", "differentiable_all_to_all_single"),
+    *("permute_rows", "sum_rows", "grouped_matmul", "swiglu", "grouped_swiglu", "differentiable_all_to_all_single"),
     *("copy_to_group", "reduce_from_group"),
 )
 

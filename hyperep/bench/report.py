@@ -19,7 +19,9 @@ _COLUMNS = (
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Lay the records out, a row each: milliseconds with half the width of the middle half, and megabytes."""
     result = Table(
-        box=None, padding=(0, 1), title="ms: median, +- half the width of the middle half; wire MB of all ranks, others of one"
+        box=None,
+        padding=(0, 1),
+        title="ms: median, +- half the width of the middle half; wire MB of all ranks, others of one",
     )
     for i, heading in enumerate(_COLUMNS):
         result.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)

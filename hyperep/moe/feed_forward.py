@@ -7,7 +7,6 @@ from typing import Any
 
 from hyperep.moe.init import Seed, generator
 from hyperep.moe.linear import Linear
-from hyperep.moe.scores import sigmoid
 from hyperep.platform.protocol import Module, Platform
 
 __all__ = ["FeedForward"]
@@ -37,8 +36,7 @@ def FeedForward(  # noqa: N802 (it makes modules, as a class would)
     children = {name: Linear(platform, *size, seed=rng) for name, size in sizes.items()}
 
     def forward(m: Any, x: Any) -> Any:
-        gate = m.w1(x)  # [..., H]
-        return m.w2(gate * sigmoid(platform, gate) * m.w3(x))
+        return m.w2(platform.swiglu(m.w1(x), m.w3(x)))
 
     description = f"dim={dim}, hidden_dim={hidden_dim}"
     return platform.make_module("FeedForward", {}, forward, children=children, description=description)

@@ -196,11 +196,14 @@ class PlatformBase(ABC, Generic[T]):
 
         return self.custom_vjp(forward, backward)(x, weight)
 
+    def swiglu(self, gate: T, up: T) -> T:  # noqa: D102
+        return swiglu(self, gate, up)
+
     def grouped_swiglu(self, x: T, w1: T, w2: T, w3: T, group_sizes: T) -> T:
         """Three grouped products; see the protocol. Keeps the rows, the two projections and the hidden rows."""
         gate = self.grouped_matmul(x, w1, group_sizes)  # [N, H]
         up = self.grouped_matmul(x, w3, group_sizes)  # [N, H]
-        return self.grouped_matmul(swiglu(self, gate, up), w2, group_sizes)  # [N, D]
+        return self.grouped_matmul(self.swiglu(gate, up), w2, group_sizes)  # [N, D]
 
     def differentiable_all_to_all_single(  # noqa: D102
         self, x: T, input_splits: Sequence[int], output_splits: Sequence[int], group: Group = None

@@ -162,6 +162,10 @@ class Platform(Protocol[T]):
         """
         ...
 
+    def swiglu(self, gate: T, up: T) -> T:
+        """``silu(gate) * up``, elementwise (arXiv:2002.05202); keeps the two inputs for backward and nothing else."""
+        ...
+
     def grouped_swiglu(self, x: T, w1: T, w2: T, w3: T, group_sizes: T) -> T:
         """The feed-forward network of each group on its own run of rows: ``(silu(x w1^T) * (x w3^T)) w2^T``.
 

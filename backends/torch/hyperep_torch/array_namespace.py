@@ -14,6 +14,8 @@ from typing import Any
 import array_api_compat.torch as compat
 import torch
 
+from hyperep_torch import kernels
+
 __all__ = ["ArrayNamespace"]
 
 
@@ -51,6 +53,8 @@ class ArrayNamespace:
     @staticmethod
     def take(x: torch.Tensor, indices: torch.Tensor, /, *, axis: int = 0) -> torch.Tensor:
         """Gather along *axis* by non-negative one-dimensional *indices*."""
+        if axis == 0 and x.ndim > 1 and kernels.usable(x) and not (x.requires_grad and torch.is_grad_enabled()):
+            return kernels.load().gather_rows(x.contiguous(), indices)
         return torch.index_select(x, axis, indices)
 
     @staticmethod

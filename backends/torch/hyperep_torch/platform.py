@@ -119,6 +119,9 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     ) -> torch.Tensor:
         return grouped.grouped_matmul(x, weight, group_sizes)
 
+    def swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return swiglu.swiglu(gate, up)
+
     def grouped_swiglu(  # noqa: D102
         self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, group_sizes: torch.Tensor
     ) -> torch.Tensor:

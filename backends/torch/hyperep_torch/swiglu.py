@@ -23,7 +23,29 @@ from hyperep_torch.products import (
     rows_product_add_,
 )
 
-__all__ = ["can_fuse", "grouped_swiglu"]
+__all__ = ["can_fuse", "grouped_swiglu", "swiglu"]
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up``; see the protocol."""
+    return _Swiglu.apply(gate, up)
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        return activation.swiglu(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # A copy, because the cotangent belongs to others and is overwritten.
+        _, grad_gate, grad_up = activation.swiglu_backward(
+            g.clone(memory_format=torch.contiguous_format), *ctx.saved_tensors
+        )
+        return grad_gate, grad_up
 
 
 def can_fuse(x: torch.Tensor, w1: torch.Tensor) -> bool:

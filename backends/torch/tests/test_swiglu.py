@@ -92,3 +92,16 @@ def test_errors_name_the_shapes_and_dtypes(platform):
         platform.grouped_swiglu(x, w1, w2, w3, torch.tensor((2, 0, 5, 2)))
     with pytest.raises(ValueError, match=r"w2 in torch.float64.*cast"):
         platform.grouped_swiglu(x, w1, w2.double(), w3, torch.tensor(SIZES["uneven"]))
+
+
+def test_swiglu_alone_leaves_the_cotangent_as_it_is(platform):
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    exact_gate, exact_up = (t.detach().clone().requires_grad_() for t in (gate, up))
+    g = torch.randn(5, 3, dtype=torch.float64).t()
+    before = g.clone()
+    out, want = platform.swiglu(gate, up), F.silu(exact_gate) * exact_up
+    out.backward(g)
+    want.backward(g)
+    assert torch.equal(g, before)
+    for got, expected in ((out, want), (gate.grad, exact_gate.grad), (up.grad, exact_up.grad)):
+        assert relative(got, expected) < 1e-13
