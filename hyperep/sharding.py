@@ -13,7 +13,7 @@ from typing import Any
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
 
-__all__ = ["ShardedTensor", "Sharding", "gather_tensor", "shard_tensor"]
+__all__ = ["ShardedTensor", "Sharding", "gather_tensor", "shard_tensor", "whole_shape"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,16 @@ class ShardedTensor:
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole tensor."""
         return self.sharding.global_shape(self.local.shape)
+
+
+def whole_shape(platform: Any, parameter: Any) -> tuple[int, ...]:
+    """Shape of a whole parameter or buffer, of which this rank may hold a part.
+
+    A parameter's own ``shape`` need not say: to its framework a shard may be a parameter like any other.
+    """
+    sharding = platform.sharding(parameter)
+    local = tuple(platform.local(parameter).shape)
+    return local if sharding is None else sharding.global_shape(local)
 
 
 def shard_tensor(tensor: Any, sharding: Sharding) -> Any:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hyperep.platform.protocol import Platform
-from hyperep.sharding import Sharding, gather_tensor
+from hyperep.sharding import Sharding, gather_tensor, whole_shape
 from hyperep.train.optimizer import Moments
 from hyperep.train.settings import Settings
 from hyperep.train.trainer import TrainState
@@ -139,7 +139,7 @@ def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: 
             )
         for name, parameter in state.parameters.items():
             sharding = platform.sharding(parameter)
-            shape = tuple(parameter.shape)
+            shape = whole_shape(platform, parameter)
             parts = (
                 model.part(name, shape, sharding),
                 optimizer.part(f"mean.{name}", shape, sharding),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.platform.protocol import Platform
+from hyperep.sharding import whole_shape
 from hyperep.train import checkpoint
 from hyperep.train.batches import global_batch
 from hyperep.train.environment import describe_environment
@@ -95,7 +96,7 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
             summary=summary,
             verdict=verdict,
             dtype=dtype,
-            parameters=sum(math.prod(parameter.shape) for parameter in state.parameters.values()),
+            parameters=sum(math.prod(whole_shape(platform, parameter)) for parameter in state.parameters.values()),
             environment=describe_environment(platform),
         )
     return summary

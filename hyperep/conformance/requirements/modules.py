@@ -12,7 +12,7 @@ import hyperep
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.platform.capabilities import Capability
-from hyperep.sharding import Sharding, gather_tensor
+from hyperep.sharding import Sharding, gather_tensor, whole_shape
 
 PORT = "modules"
 _MODULES = (Capability.MODULES,)
@@ -260,7 +260,7 @@ def _linear(case: Case, shape: tuple[int, ...], *key: int) -> tuple[Any, np.ndar
 
 @requirement(
     "SHARD-parameter",
-    "A sharded parameter keeps its whole shape, tells its sharding, and holds this rank's part.",
+    "A sharded parameter tells its sharding, from which its whole shape follows, and holds this rank's part.",
     port=PORT,
     capabilities=_SHARDED,
     needs=("MOD-paths", "BC-values"),
@@ -274,7 +274,8 @@ def shard_parameter(case: Case) -> None:
         hyperep.distribute_parameter(module, "w", mesh, [hyperep.Shard(dim)])
         handle = platform.parameters(module)["w"]
         case.note(dim=dim)
-        case.is_true(tuple(handle.shape) == values.shape, f"the parameter's shape is {tuple(handle.shape)}")
+        shape = whole_shape(platform, handle)
+        case.is_true(shape == values.shape, f"the parameter's shape is {shape}")
         want = Sharding(mesh, (hyperep.Shard(dim),))
         case.is_true(platform.sharding(handle) == want, f"sharding is {platform.sharding(handle)}, must be {want}")
         case.equal(platform.local(handle), np.split(values, case.ranks, axis=dim)[case.rank], "this rank's part")
