@@ -194,8 +194,9 @@ class ArrayNamespace:
         return ops.sqrt(x)
 
     @staticmethod
-    def tanh(x: Tensor, /) -> Tensor:  # noqa: D102
-        return ops.tanh(x)
+    def tanh(x: Tensor, /) -> Tensor:
+        """By the logistic function: the CPU's own float32 kernel is off by 1e-4."""
+        return 2.0 * ops.sigmoid(2.0 * x) - 1.0
 
     # ------------------------------------------------------------------------------- reductions and products
     @staticmethod

@@ -9,6 +9,7 @@ second forward only where pullbacks are called out of order.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,30 +25,32 @@ __all__ = ["custom_vjp", "vjp"]
 _FLOATS = (ms.float16, ms.bfloat16, ms.float32, ms.float64)
 
 
+class _CustomVjp(private_names.custom_function):
+    """One call of a function made by :func:`custom_vjp`.
+
+    The two functions are arguments and not closed over by a class of their own: MindSpore keeps the class of the last
+    call alive. Cotangents of outputs that were not used are materialised as zeros by MindSpore.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> Any:
+        outputs, residuals = forward(*inputs)
+        ctx.save_for_backward(*residuals)
+        ctx.pullback = backward
+        ctx.dtypes = [x.dtype for x in inputs]
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        # Integer primals are marked as well.
+        needed = tuple(n and d in _FLOATS for n, d in zip(ctx.needs_input_grad[2:], ctx.dtypes, strict=True))
+        gradients = ctx.pullback(tuple(ctx.saved_tensors or ()), cotangents, needed)
+        return (None, None, *(g if wanted else None for g, wanted in zip(gradients, needed, strict=True)))
+
+
 def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
     """A differentiable function made of *forward* and *backward*; see the protocol."""
-
-    class CustomVjp(private_names.custom_function):
-        """One call; a class of its own, because MindSpore passes tensors to ``forward`` and nothing else.
-
-        Cotangents of outputs that were not used are materialised as zeros by MindSpore.
-        """
-
-        @staticmethod
-        def forward(ctx: Any, *inputs: Tensor) -> Any:
-            outputs, residuals = forward(*inputs)
-            ctx.save_for_backward(*residuals)
-            ctx.dtypes = [x.dtype for x in inputs]
-            return outputs
-
-        @staticmethod
-        def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-            # Integer primals are marked as well.
-            needed = tuple(n and d in _FLOATS for n, d in zip(ctx.needs_input_grad, ctx.dtypes, strict=True))
-            gradients = backward(tuple(ctx.saved_tensors or ()), cotangents, needed)
-            return tuple(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
-
-    return lambda *inputs: CustomVjp.apply(*inputs)
+    return functools.partial(_CustomVjp.apply, forward, backward)
 
 
 def vjp(
@@ -66,15 +69,8 @@ def vjp(
     return outputs, pullback
 
 
-class _Open:
-    """A graph that MindSpore still holds."""
-
-    def __init__(self, owner: _Recording) -> None:
-        self.owner = weakref.ref(owner)
-
-
-_open_graphs: list[_Open] = []
-"""The graphs that were recorded and not pulled back, oldest first, as the executor has them: one stack per process."""
+_open_graphs: list[weakref.ref[_Recording]] = []
+"""Whose graphs were recorded and not pulled back, oldest first, as the executor has them: one stack per process."""
 
 
 class _Recording:
@@ -87,16 +83,17 @@ class _Recording:
         self._primals = primals
         self._parameters = parameters
         self._pullback: Callable[..., Any] | None = None
+        weakref.finalize(self, _release_abandoned).atexit = False
 
     def record(self) -> Any:
         """Evaluate the function with the tape on, as the youngest graph."""
-        _release_abandoned()
         error: BaseException | None = None
+        function = self._function  # and not self, which holds MindSpore's pullback: a cycle would live on
 
         def guarded(*inputs: Tensor) -> Any:
             nonlocal error
             try:
-                return self._function(*inputs)
+                return function(*inputs)
             except BaseException as raised:
                 # An exception that passes through the executor leaves it recording for ever.
                 error = raised
@@ -108,16 +105,17 @@ class _Recording:
             # The constant depends on nothing, so this runs no backward; it ends the graph.
             self._pullback(ops.zeros((1,), dtype=ms.float32))
             raise error
-        _open_graphs.append(_Open(self))
+        _open_graphs.append(weakref.ref(self))
         return outputs
 
     def pull(self, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of primals and parameters; see the module's docstring for the order."""
-        if not _open_graphs or _open_graphs[-1].owner() is not self:
+        if not _open_graphs or _open_graphs[-1]() is not self:
             self.record()
-        _open_graphs.pop()
         assert self._pullback is not None
+        _open_graphs.pop()
         gradients, weight_gradients = self._pullback(*cotangents), ()
+        _release_abandoned()
         if any(p.requires_grad for p in self._parameters):
             gradients, weight_gradients = gradients
         found = iter(weight_gradients)
@@ -129,7 +127,7 @@ class _Recording:
 
 def _release_abandoned() -> None:
     """Free the graphs of pullbacks that nobody can call any more, if there are no others."""
-    if _open_graphs and not private_names.is_recording() and all(graph.owner() is None for graph in _open_graphs):
+    if _open_graphs and not private_names.is_recording() and all(graph() is None for graph in _open_graphs):
         private_names.abandon_graphs()
         _open_graphs.clear()
 

@@ -46,11 +46,11 @@ def grouped_swiglu(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, group_sizes: T
     def forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         gate = _products(x, w1, runs, transpose=True)  # [N, H]
         up = _products(x, w3, runs, transpose=True)  # [N, H]
-        return _products(gate * _sigmoid(gate) * up, w2, runs, transpose=True), (x, w1, w2, w3, gate, up)
+        return _products(gate * ops.sigmoid(gate) * up, w2, runs, transpose=True), (x, w1, w2, w3, gate, up)
 
     def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         (x, w1, w2, w3, gate, up), (g,) = residuals, cotangents
-        slope = _sigmoid(gate)
+        slope = ops.sigmoid(gate)
         silu = gate * slope
         grad_hidden = _products(g, w2, runs, transpose=False)  # [N, H]
         # d silu(z) / dz = s + z * s * (1 - s), where s is the sigmoid of z.
@@ -94,7 +94,3 @@ def _outer_products(g: Tensor, x: Tensor, weight: Tensor, runs: Runs) -> Tensor:
         return ops.zeros(weight.shape, weight.dtype)
     nothing = ops.zeros(weight.shape[1:], weight.dtype)
     return ops.stack([products.get(e, nothing) for e in range(weight.shape[0])], 0)
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    return 0.5 * ops.tanh(0.5 * x) + 0.5  # overflows nowhere
