@@ -75,7 +75,8 @@ def dispatch(
 
     Raises:
         ValueError: on all ranks of the mesh, naming the rank at fault: the counts have the wrong length, hold a
-            negative, or do not sum to the rows. On this rank: the mesh is not 1-D, or ``E`` is not divisible by ``R``.
+            negative, or do not sum to the rows; or a row is not of the size and dtype that it has on the other ranks.
+            On this rank: the mesh is not 1-D, or ``E`` is not divisible by ``R``.
         TypeError: on all ranks, if one got tensors of another platform or counts that are not integers.
     """
     platform, group, ranks = mesh.platform, mesh.get_group(), mesh.size()
@@ -125,7 +126,8 @@ def combine(rows: Any, context: DispatchContext) -> Any:
         context: from the dispatch.
 
     Raises:
-        ValueError: the number of rows is not that of the dispatch.
+        ValueError: the number of rows is not that of the dispatch. On this rank only, since telling the others would
+            cost a collective: they wait until this one ends, or for the deadline of their exchange.
     """
     expected = sum(context.output_splits)
     if rows.shape[0] != expected:

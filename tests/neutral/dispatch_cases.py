@@ -141,6 +141,10 @@ BAD_INPUT = {
     "negative": (ValueError, r"rank 1: tokens_per_expert holds -2; counts cannot be negative"),
     "sum": (ValueError, r"rank 1: tokens_per_expert sums to 5 but there are 4 rows"),
     "float counts": (TypeError, r"rank 1: tokens_per_expert must hold int32 or int64 counts; cast it"),
+    "no dims": (ValueError, r"rank 1: rows has no dims"),
+    "another size": (ValueError, r"rank 1: a row is 6 x float32, but on rank 0 it is 3 x float32"),
+    "another dtype": (ValueError, r"rank 1: a row is 3 x int32, but on rank 0 it is 3 x float32"),
+    "another dtype of no rows": (ValueError, r"rank 1: a row is 3 x int32, but on rank 0 it is 3 x float32"),
     "foreign rows": (TypeError, r"rank 1: .* must be tensors of platform '\w+'; .*from_host"),
     "foreign counts": (TypeError, r"rank 1: .* must be tensors of platform '\w+'; .*from_host"),
 }
@@ -161,7 +165,15 @@ def bad_input_on_one_rank_raises_on_all(platform, which):
     x, counts = platform.from_host(rows(platform.rank, 4, DIM)), platform.from_host(good)
     if platform.rank == 1:
         counts = platform.from_host(bad[which]) if which in bad else counts
+        bad_rows = {
+            "no dims": np.float32(1.0),
+            "another size": np.ones((4, 2, DIM), np.float32),
+            "another dtype": np.ones((4, DIM), np.int32),
+            "another dtype of no rows": np.ones((0, DIM), np.int32),
+        }
+        x = platform.from_host(np.asarray(bad_rows[which])) if which in bad_rows else x
         x = [[1.0, 2.0, 3.0]] * 4 if which == "foreign rows" else x
+        counts = platform.from_host(0 * good) if which == "another dtype of no rows" else counts
         counts = (1, 1, 1, 1) if which == "foreign counts" else counts
     with pytest.raises(kind, match=message) as raised:
         hyperep.dispatch(x, counts, mesh, num_experts=EXPERTS)
