@@ -28,9 +28,10 @@ class DeviceMesh:
         mesh_dim_names: one name a dimension, or ``None`` for a mesh whose dimensions go by number.
         groups: one group handle per dimension, that of this rank's line along it (``None`` outside the mesh).
         native: the framework's own mesh, if this one was adopted from it.
+        parent: the mesh that this one is a slice of.
     """
 
-    __slots__ = ("_coordinate", "_groups", "_names", "_native", "_platform", "_ranks")
+    __slots__ = ("_coordinate", "_groups", "_names", "_native", "_parent", "_platform", "_ranks")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class DeviceMesh:
         mesh_dim_names: Sequence[str] | None,
         groups: Sequence[Group],
         native: object = None,
+        parent: DeviceMesh | None = None,
     ) -> None:
         self._platform = platform
         self._ranks = np.array(ranks, dtype=np.int64)
@@ -46,6 +48,7 @@ class DeviceMesh:
         self._names = None if mesh_dim_names is None else tuple(mesh_dim_names)
         self._groups = tuple(groups)
         self._native = native
+        self._parent = parent
         _check_names(self._ranks.shape, self._names)
         found = np.argwhere(self._ranks == platform.rank)
         self._coordinate = tuple(int(i) for i in found[0]) if len(found) else None
@@ -62,7 +65,11 @@ class DeviceMesh:
 
     @property
     def native(self) -> object:
-        """The framework's own mesh that this one was adopted from, else ``None``."""
+        """The framework's own mesh that this one was adopted from, or sliced from; else ``None``."""
+        # A native mesh is sliced natively, so that the framework still sees one root mesh (FSDP2 requires that); and
+        # only when somebody asks, because that is slow, and a forward that slices its mesh needs the groups alone.
+        if self._native is None and self._parent is not None and self._parent.native is not None:
+            self._native = self._parent.native[self._names]  # type: ignore[index]
         return self._native
 
     @property
@@ -113,9 +120,7 @@ class DeviceMesh:
         fixed = tuple(slice(None) if d in kept else here[d] for d in range(self.ndim))
         in_mesh_order = sorted(kept)
         ranks = self._ranks[fixed].transpose([in_mesh_order.index(d) for d in kept])
-        # A native mesh is sliced natively, so that the framework still sees one root mesh (FSDP2 requires that).
-        native = None if self._native is None else self._native[names]  # type: ignore[index]
-        return DeviceMesh(self._platform, ranks, wanted, [self._groups[d] for d in kept], native)
+        return DeviceMesh(self._platform, ranks, wanted, [self._groups[d] for d in kept], parent=self)
 
     def _index(self, dim: int | str) -> int:
         if isinstance(dim, str):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hyperep_torch.sharded import from_native_placement, to_native_placement
 from torch.distributed import tensor as dtensor
+from torch.distributed.device_mesh import DeviceMesh as NativeMesh
 from torch.distributed.device_mesh import init_device_mesh as init_native_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -108,6 +109,27 @@ def _adopted(platform):
 
 def test_a_native_mesh_is_adopted_with_its_groups(four):
     four.run(_adopted)
+
+
+def _without_names(platform):
+    """Two styles on native meshes whose dimensions have no names; nothing is sliced natively, which is slow."""
+    made = []
+    slicing = NativeMesh.__getitem__
+    NativeMesh.__getitem__ = lambda mesh, names: made.append(names) or slicing(mesh, names)
+    try:
+        outputs = []
+        for style, shape in ((hyperep.ExpertParallel(), (4,)), (hyperep.ExpertTensorParallel(), (2, 2))):
+            layer = _layer(platform)
+            style.apply(layer.experts, platform.adopt_mesh(init_native_mesh("cpu", shape)))
+            outputs.append(layer(_tokens(0)))
+    finally:
+        NativeMesh.__getitem__ = slicing
+    assert _relative(*outputs) < 1e-5
+    assert not made
+
+
+def test_native_meshes_without_names_serve_every_style(four):
+    four.run(_without_names)
 
 
 def _equal_meshes(platform):
