@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ def distribute_module(
         for path, submodule in platform.named_modules(module).items():
             partition_fn(path, submodule, mesh)
 
-    def wrapper(inner: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
+    def wrapper(module: Module, inner: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
         if input_fn is not None:
             converted = input_fn(module, inputs, mesh)
             inputs = converted if isinstance(converted, tuple) else (converted,)
@@ -99,5 +100,6 @@ def distribute_module(
         return outputs if output_fn is None else output_fn(module, outputs, mesh)
 
     if input_fn is not None or output_fn is not None:
-        platform.wrap_forward(module, wrapper)
+        # The module is an argument, so that a deep copy of it hands itself to the two functions.
+        platform.wrap_forward(module, functools.partial(wrapper, module))
     return module

@@ -19,6 +19,11 @@ def test_steps_can_be_overridden(ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_a_deep_copy_hands_itself_to_the_steps(ranks):
+    run(style_cases.a_deep_copy_hands_itself_to_the_steps, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_distribute_module_converts(ranks):
     run(style_cases.distribute_module_converts, ranks)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,7 @@ class BaseExpertParallel(ParallelStyle):
         for path, submodule in mesh.platform.named_modules(module).items():
             self._partition_fn(path, submodule, mesh)
 
-        def routed(experts: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
+        def routed(module: Module, experts: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
             if len(inputs) != 2:
                 raise TypeError(
                     f"{type(self).__name__} wraps a module called as experts(rows, tokens_per_expert), but it was "
@@ -58,7 +59,9 @@ class BaseExpertParallel(ParallelStyle):
             local_inputs, context = self._token_dispatch(module, inputs, mesh, num_experts)
             return self._token_combine(module, experts(*local_inputs, **kwargs), mesh, context)
 
-        mesh.platform.wrap_forward(module, routed)
+        # An argument and not part of the closure: a deep copy of the module then hands itself to the steps, and does
+        # not keep the original alive.
+        mesh.platform.wrap_forward(module, functools.partial(routed, module))
         return module
 
     @abstractmethod

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What styles leave as it is, and what users may change in them. Runs on every platform."""
 
+import copy
+import gc
+import weakref
+
 import numpy as np
 from measure import relative, rows
 
@@ -65,6 +69,37 @@ def steps_can_be_overridden(platform):
     out = experts(platform.from_host(x), platform.from_host(np.ones(EXPERTS, np.int32)))
     expected = EXPERTS // platform.world_size * np.stack([r @ w.T for r, w in zip(x, weight, strict=True)])
     assert relative(platform.to_host(out)[0], expected) < 1e-5
+
+
+class Watching(ExpertParallel):
+    """A style that notes which module each step was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def _token_dispatch(self, module, inputs, mesh, num_experts):
+        self.seen.append(module)
+        return super()._token_dispatch(module, inputs, mesh, num_experts)
+
+    def _token_combine(self, module, routed_output, mesh, context):
+        self.seen.append(module)
+        return super()._token_combine(module, routed_output, mesh, context)
+
+
+def a_deep_copy_hands_itself_to_the_steps(platform):
+    """Steps and converters of a copy get the copy, and the original dies when nobody else holds it."""
+    style = Watching()
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    experts = style.apply(_scaling_experts(platform)[0], mesh)
+    converted = []
+    hyperep.distribute_module(experts, mesh, input_fn=lambda m, inputs, mesh: converted.append(m) or inputs)
+    twin = copy.deepcopy(experts)
+    twin(platform.from_host(rows(platform.rank, EXPERTS, DIM)), platform.from_host(np.ones(EXPERTS, np.int32)))
+    assert [m is twin for m in (*style.seen, *converted)] == [True] * 3
+    original = weakref.ref(experts)
+    del experts
+    gc.collect()
+    assert original() is None
 
 
 def distribute_module_converts(platform):

@@ -20,6 +20,10 @@ def test_steps_can_be_overridden(two):
     two.run(style_cases.steps_can_be_overridden)
 
 
+def test_a_deep_copy_hands_itself_to_the_steps(two):
+    two.run(style_cases.a_deep_copy_hands_itself_to_the_steps)
+
+
 def test_distribute_module_converts(two):
     two.run(style_cases.distribute_module_converts)
 
