@@ -92,7 +92,7 @@ class GradientAveraged(LoopbackPlatform):
         )(x)
 
 
-@mutant("A2A-grad-zero-rows", deadline=3, says="deadline")
+@mutant("A2A-grad-zero-rows", deadline=8, says="while others wait")
 class ZeroRowsWithoutHistory(LoopbackPlatform):
     """A rank that receives nothing returns a new tensor: its peers wait for it in backward."""
 
@@ -257,7 +257,7 @@ class OrderOfSourcesReversed(LoopbackPlatform):
         return np.concatenate(np.split(out, np.cumsum(splits)[:-1])[::-1])
 
 
-@mutant("A2A-zero-splits", deadline=3, says="deadline")
+@mutant("A2A-zero-splits", deadline=8, says="while others wait")
 class EmptyExchangeSkipped(LoopbackPlatform):
     """A rank with nothing to send does not take part."""
 
@@ -581,7 +581,7 @@ class GradientsOutOfOrder(LoopbackPlatform):
         return outputs, pullback
 
 
-@mutant("SHARD-parameter", says="shape")
+@mutant("SHARD-parameter", says="sharding")
 class ShardingForgotten(LoopbackPlatform):
     def shard_parameter(self, module, name, local, sharding):
         module.own_parameters[name] = LoopbackParameter(_value(local))
