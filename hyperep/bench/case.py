@@ -110,17 +110,20 @@ class Case:
         cotangents = [self.cotangent] if self._shared is None else [self.cotangent, self._shared[1]]
         return lambda: pullback(*cotangents)
 
+    def weights(self) -> dict[str, Any]:
+        """The whole weights of the routed experts, the same on all ranks."""
+        shape, rng = self.shape, np.random.default_rng(22)
+        wide, narrow = (shape.experts, shape.hidden, shape.dim), (shape.experts, shape.dim, shape.hidden)
+        return {name: self._random(rng, size) for name, size in (("w1", wide), ("w2", narrow), ("w3", wide))}
+
     def _experts(self) -> Any:
         """A module as ``hyperep.moe.GroupedExperts`` makes it, in the shape's dtype."""
-        shape, platform = self.shape, self.platform
-        rng = np.random.default_rng(22)  # the same weights on all ranks
+        platform = self.platform
 
         def forward(m: Any, rows: Any, counts: Any) -> Any:
             return platform.grouped_swiglu(rows, m.w1, m.w2, m.w3, counts)
 
-        wide, narrow = (shape.experts, shape.hidden, shape.dim), (shape.experts, shape.dim, shape.hidden)
-        weights = {name: self._random(rng, size) for name, size in (("w1", wide), ("w2", narrow), ("w3", wide))}
-        return platform.make_module("GroupedExperts", weights, forward)
+        return platform.make_module("GroupedExperts", self.weights(), forward)
 
     def _limit_data(self, rng: np.random.Generator, received: int) -> list[tuple[Any, Any, Any]]:
         """Rows, hidden rows and a weight, for the routed experts and for the shared ones."""
