@@ -23,11 +23,11 @@ class Settings:
     steps: int = 200
     experts: int = 8
     top_k: int = 2
-    dim: int = 128
+    dim: int = 96
     layers: int = 2
     heads: int = 4
     seq_len: int = 128
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """Tokens of one step, over all ranks."""
     lr: float = 3e-3
     warmup_steps: int = 10
