@@ -26,7 +26,7 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
         ranks: how many to start, by default one; in a launch that is joined it must be that launch's number.
 
     Returns:
-        The final figures, as rank 0 has them.
+        The final figures, as rank 0 has them; in a launch that was joined, what people are told is rank 0's alone.
 
     Raises:
         ValueError: the settings do not fit the ranks, or the text cannot be used.
@@ -44,7 +44,8 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
                     f"ranks={ranks}, but this process is one of {platform.world_size} that were launched already; "
                     f"leave out --ranks, or start hyperep train outside that launch"
                 )
-            return main(platform, settings.as_dict())
+            summary = main(platform, settings.as_dict())
+            return summary if platform.rank == 0 else {**summary, "lines": []}
 
     # Before anything is started, so that what the user got wrong is one message and not that of a failed rank.
     ranks = 1 if ranks is None else ranks
