@@ -581,7 +581,7 @@ class GradientsOutOfOrder(LoopbackPlatform):
         return outputs, pullback
 
 
-@mutant("SHARD-parameter", says="sharding")
+@mutant("SHARD-parameter")
 class ShardingForgotten(LoopbackPlatform):
     def shard_parameter(self, module, name, local, sharding):
         module.own_parameters[name] = LoopbackParameter(_value(local))

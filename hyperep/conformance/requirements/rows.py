@@ -329,6 +329,25 @@ def grouped_bfloat16(case: Case) -> None:
     case.close(out, oracle.grouped_matmul(x, w, sizes), "output", 2e-2)
 
 
+@requirement(
+    "SWIGLU-elementwise",
+    "swiglu(gate, up) is silu(gate) * up with both gradients, also where exp(gate) overflows and without rows.",
+    port=PORT,
+    capabilities=(Capability.AUTODIFF,),
+    needs=("CUSTOM-gradients", "XP-tanh"),
+)
+def swiglu_elementwise(case: Case) -> None:
+    for shape, size in (((5, 4), 2), ((5, 4), 300), ((0, 4), 1)):
+        gate, up, g = (case.normal(shape, n) for n in range(3))
+        gate *= np.float32(size)
+        with np.errstate(over="ignore"):
+            s = 1 / (1 + np.exp(-gate.astype(np.float64)))
+        out, (g_gate, g_up) = case.gradients(case.platform.swiglu, [gate, up], g)
+        case.close(out, gate * s * up, "output", _TOLERANCE)
+        case.close(g_gate, g * up * s * (1 + gate * (1 - s)), "gradient of the gate", _TOLERANCE)
+        case.close(g_up, g * gate * s, "gradient of the other factor", _TOLERANCE)
+
+
 def _experts_agree(case: Case, sizes: list[int]) -> None:
     case.note(group_sizes=sizes)
     x, w1, w2, w3, g, _ = _group_data(case, sizes)
@@ -347,7 +366,7 @@ def _experts_agree(case: Case, sizes: list[int]) -> None:
     "grouped_swiglu is (silu(x w1^T) * (x w3^T)) w2^T for each group, with the gradients of rows and weights.",
     port=PORT,
     capabilities=_GROUPED_GRAD,
-    needs=("GMM-grad",),
+    needs=("GMM-grad", "SWIGLU-elementwise"),
 )
 def swiglu(case: Case) -> None:
     _experts_agree(case, [3, 1, 4])

@@ -454,7 +454,8 @@ def tp_partial(case: Case) -> None:
     module = problem.experts(hyperep.TensorParallel(output_layout=hyperep.Partial()), mesh)
     partial = module(*problem.inputs(0))
     outputs, _, _ = problem.reference()
-    case.close(case.platform.all_reduce(partial, mesh.get_group()), outputs[0], "sum of the partial outputs", _TOLERANCE)
+    total = case.platform.all_reduce(partial, mesh.get_group())
+    case.close(total, outputs[0], "sum of the partial outputs", _TOLERANCE)
 
 
 @requirement(
