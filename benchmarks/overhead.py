@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the style, the hooks and the dispatch cost in Python: ``python benchmarks/overhead.py``.
+
+A layer of tiny tensors on one rank, forward and backward, once as bare experts and once with ``ExpertParallel``
+applied. No row travels and no product is of any size, so the difference is machinery. Printed are microseconds of
+processor time of the calling thread, which other programs on the machine disturb least: the median and the least.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from hyperep_torch.platform import join
+
+import hyperep
+from hyperep.moe import GroupedExperts
+
+REPETITIONS = 500
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    platform = join(device="cpu")
+    bare, sharded = (GroupedExperts(platform, dim=8, hidden_dim=8, num_experts=4) for _ in range(2))
+    hyperep.ExpertParallel().apply(sharded, hyperep.init_device_mesh(platform, (1,), ("ep",)))
+    rows, counts, cotangent = torch.randn(16, 8, requires_grad=True), torch.full((4,), 4), torch.randn(16, 8)
+
+    def step(experts: torch.nn.Module) -> Callable[[], None]:
+        def forward_backward() -> None:
+            experts.zero_grad(set_to_none=True)
+            rows.grad = None
+            experts(rows, counts).backward(cotangent)
+
+        return forward_backward
+
+    steps = {"bare experts": step(bare), "with ExpertParallel": step(sharded)}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repetition in range(REPETITIONS + 50):
+        for name, function in steps.items():
+            begin = time.thread_time()
+            function()
+            if repetition >= 50:
+                times[name].append((time.thread_time() - begin) * 1e6)
+    for name, values in times.items():
+        print(f"{name:20} {statistics.median(values):6.0f} us  (least {min(values):.0f})")
+    added = [after - before for before, after in zip(*times.values(), strict=True)]
+    print(f"{'machinery':20} {statistics.median(added):6.0f} us  (least {min(added):.0f})")
+
+
+if __name__ == "__main__":
+    main()
