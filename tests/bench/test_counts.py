@@ -30,7 +30,7 @@ def test_theory_by_hand():
     # Two ranks of two experts; rank 0 sends 3 + 4 rows to rank 1, and rank 1 sends 5 + 6 rows to rank 0.
     counts = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])
     rows = 4 * (3 + 4 + 5 + 6) * 20  # there and back, and the gradients there and back
-    assert theory.wire_bytes(counts, 20) == rows + 2 * (2 + 6) * 8
+    assert theory.wire_bytes(counts, 20) == rows + 2 * (2 + HEADER) * 8
 
 
 def test_kept_for_backward_is_what_the_defaults_keep():
