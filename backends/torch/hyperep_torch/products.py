@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from hyperep_torch import kernels
+
 __all__ = ["Runs", "aligned", "columns_product", "has_native_kernel", "is_aligned", "rows_product", "rows_product_add_"]
 
 _ALIGNMENT = 16
@@ -100,8 +102,10 @@ def columns_product(g: torch.Tensor, x: torch.Tensor, runs: Runs) -> torch.Tenso
         return x.new_zeros(shape)
     if runs.native:
         product = F.grouped_mm(g.t(), x, offs=runs.stops)
-        if product.device.type != "cpu":
-            # Some kernels leave the product of a group without rows uninitialised, and it may be NaN.
+        # Some kernels leave the product of a group without rows uninitialised, and it may be NaN.
+        if kernels.usable(product):
+            kernels.load().clear_empty_groups_(product, runs.stops)
+        elif product.device.type != "cpu":
             empty = torch.diff(runs.stops, prepend=runs.stops.new_zeros(1)) == 0
             product.masked_fill_(empty[:, None, None], 0)
         return product

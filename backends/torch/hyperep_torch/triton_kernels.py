@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["gather_rows", "sum_rows", "sum_rows_backward", "swiglu", "swiglu_backward"]
+__all__ = ["clear_empty_groups_", "gather_rows", "sum_rows", "sum_rows_backward", "swiglu", "swiglu_backward"]
 
 _WIDTH = 2048
 """Most elements of a row that one program instance handles at a time."""
@@ -78,6 +78,14 @@ def swiglu_backward(
             grad_hidden, gate, up, hidden, grad_up, size, BLOCK=_WIDTH, num_warps=8
         )
     return hidden, grad_hidden, grad_up
+
+
+def clear_empty_groups_(product: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:
+    """Write zeros into ``product[l]`` for each group without rows; the others are not even read. In place."""
+    groups, width = product.shape[0], product[0].numel() if product.shape[0] else 0
+    if product.numel():
+        _clear_empty_groups[(groups, triton.cdiv(width, 8 * _WIDTH))](product, stops, width, BLOCK=8 * _WIDTH)
+    return product
 
 
 def _block(width: int) -> int:
@@ -150,3 +158,12 @@ def _swiglu_backward(grad_hidden, gate, up, hidden, grad_up, size, BLOCK: tl.con
     tl.store(grad_up + at, (g * silu).to(grad_up.dtype.element_ty), mask=inside)
     grad_gate = g * u * slope * (1.0 + z * (1.0 - slope))
     tl.store(grad_hidden + at, grad_gate.to(grad_hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _clear_empty_groups(product, stops, width, BLOCK: tl.constexpr):
+    group = tl.program_id(0).to(tl.int64)
+    start = tl.load(stops + group - 1, mask=group > 0, other=0)
+    if tl.load(stops + group) == start:
+        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(product + group * width + column, tl.zeros((BLOCK,), product.dtype.element_ty), mask=column < width)

@@ -68,3 +68,12 @@ def test_swiglu_and_its_gradients(width, dtype, tolerance):
     assert relative(hidden, want) < tolerance
     assert relative(grad_gate, exact_gate.grad) < tolerance
     assert relative(grad_up, exact_up.grad) < tolerance
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, 0, 2, 0), (0, 0, 0, 0, 0), (1, 1, 1, 1, 1)], ids=str)
+def test_only_groups_without_rows_are_cleared(sizes):
+    product = normal(5, 130, 7, dtype=torch.float32)
+    before, stops = product.clone(), torch.tensor(sizes, device=DEVICE).cumsum(0).to(torch.int32)
+    kernels.clear_empty_groups_(product, stops)
+    for group, size in enumerate(sizes):
+        assert torch.equal(product[group], before[group] if size else torch.zeros_like(before[group]))
