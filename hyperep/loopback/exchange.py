@@ -13,7 +13,7 @@ __all__ = ["CollectiveTimeout", "Exchange", "WorldEnded"]
 
 
 class CollectiveTimeout(RuntimeError):
-    """A rank waited too long for the others to issue the same collective."""
+    """A rank waits for others to issue the same collective, and they have not, or never will."""
 
 
 class WorldEnded(RuntimeError):
@@ -32,7 +32,8 @@ class _Meeting:
 class Exchange:
     """The meeting place of a world: the k-th collective of a group on one rank meets the k-th on the others.
 
-    Posting never blocks; collecting waits until all members have posted, a rank has failed, or the deadline is over.
+    Posting never blocks; collecting waits until all members have posted, a rank has failed or ended without posting,
+    or the deadline is over.
     """
 
     def __init__(self, world_size: int, deadline: float = 60.0) -> None:
@@ -42,6 +43,7 @@ class Exchange:
         self._changed = threading.Condition()
         self._meetings: dict[Hashable, _Meeting] = {}
         self._failure: tuple[int, BaseException] | None = None
+        self._ended: set[int] = set()
 
     def post(
         self, group: Sequence[int], sequence: Hashable, rank: int, operation: str, payload: Any
@@ -65,21 +67,29 @@ class Exchange:
                 if self._failure is not None:
                     failed, error = self._failure
                     raise WorldEnded(f"rank {rank} stopped: rank {failed} failed with {type(error).__name__}: {error}")
+                absent = set(members) - set(meeting.payloads)
                 remaining = end - time.monotonic()
-                if remaining <= 0:
-                    absent = sorted(set(members) - set(meeting.payloads))
+                if remaining <= 0 or absent & self._ended:
+                    why = (
+                        f"{self.deadline:g} s are over" if remaining <= 0 else f"ranks {sorted(self._ended)} have ended"
+                    )
                     raise CollectiveTimeout(
-                        f"rank {rank} waited {self.deadline:g} s in {meeting.operations[rank]!r} of group {members}; "
-                        f"ranks {absent} never issued it: collectives must be issued in the same order on all ranks"
+                        f"rank {rank} in {meeting.operations[rank]!r} of group {members}: {why}, and ranks "
+                        f"{sorted(absent)} never issued it; collectives must be issued in the same order on all ranks"
                     )
                 self._changed.wait(remaining)
-            if len(set(meeting.operations.values())) > 1:
-                raise RuntimeError(f"ranks of group {members} issued different collectives: {meeting.operations}")
-            everyone = [meeting.payloads[member] for member in members]
             meeting.taken += 1
             if meeting.taken == len(members):
                 del self._meetings[key]
-        return everyone
+        if len(set(meeting.operations.values())) > 1:
+            raise RuntimeError(f"ranks of group {members} issued different collectives: {meeting.operations}")
+        return [meeting.payloads[member] for member in members]
+
+    def end(self, rank: int) -> None:
+        """Say that *rank* issues nothing more: who waits for it need not wait for the deadline."""
+        with self._changed:
+            self._ended.add(rank)
+            self._changed.notify_all()
 
     def fail(self, rank: int, error: BaseException) -> None:
         """Say that *rank* failed; every rank that waits, now or later, ends with that error. The first one counts."""

@@ -45,6 +45,8 @@ def run(function: Callable[..., Any], world_size: int, *, deadline: float = 60.0
         except BaseException as error:
             errors.append((rank, error))
             exchange.fail(rank, error)
+        finally:
+            exchange.end(rank)
 
     threads = [
         threading.Thread(target=work, args=(r,), name=f"loopback-rank-{r}", daemon=True) for r in range(world_size)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A world of threads: failures end all ranks with the first one's error, and nothing waits for ever."""
 
+import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 import hyperep
 from hyperep.loopback import LoopbackPlatform, run
-from hyperep.loopback.exchange import CollectiveTimeout
+from hyperep.loopback.exchange import CollectiveTimeout, Exchange
 from hyperep.platform.errors import RankFailure
 
 
@@ -34,16 +36,46 @@ def test_a_rank_that_raises_ends_the_others():
     assert time.monotonic() - start < 10
 
 
-def test_a_rank_that_leaves_early_is_named_at_the_deadline():
+def test_a_rank_that_is_late_is_named_at_the_deadline():
+    gathered = threading.Event()
+
+    def on_rank(platform):
+        if platform.rank == 2:
+            gathered.wait(10)
+            return
+        try:
+            platform.all_gather(np.ones(1))
+        finally:
+            gathered.set()
+
+    with pytest.raises(
+        RankFailure, match=r"in 'all_gather' of group \(0, 1, 2\): 0.2 s are over, and ranks \[2\] never issued it"
+    ) as caught:
+        run(on_rank, 3, deadline=0.2)
+    assert isinstance(caught.value.__cause__, CollectiveTimeout)
+
+
+def test_nobody_waits_for_a_rank_that_has_ended():
     def on_rank(platform):
         if platform.rank != 2:
             platform.all_gather(np.ones(1))
 
-    with pytest.raises(
-        RankFailure, match=r"waited 0.2 s in 'all_gather' of group \(0, 1, 2\); ranks \[2\] never"
-    ) as caught:
-        run(on_rank, 3, deadline=0.2)
+    start = time.monotonic()
+    with pytest.raises(RankFailure, match=r"ranks \[2\] have ended, and ranks \[2\] never issued it") as caught:
+        run(on_rank, 3)
     assert isinstance(caught.value.__cause__, CollectiveTimeout)
+    assert time.monotonic() - start < 10
+
+
+def test_an_exchange_that_fails_keeps_nothing():
+    exchange, payload = Exchange(2), np.ones(1)
+    kept = weakref.ref(payload)
+    collect = [exchange.post((0, 1), 1, rank, f"operation {rank}", payload) for rank in range(2)]
+    for one in collect:
+        with pytest.raises(RuntimeError, match="issued different collectives"):
+            one()
+    del payload
+    assert kept() is None
 
 
 @pytest.mark.parametrize(
