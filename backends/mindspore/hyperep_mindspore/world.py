@@ -40,9 +40,14 @@ def join_world(device: str | None = None) -> World:
     Raises:
         ValueError: the device is unknown, or the environment describes half a launch.
         RuntimeError: MindSpore is in graph mode.
+        SystemExit: this process was msrun's scheduler, and its workers are done.
     """
     if ms.get_context("mode") != ms.PYNATIVE_MODE:
         raise RuntimeError("MindSpore is in graph mode; hyperep needs ms.set_context(mode=ms.PYNATIVE_MODE)")
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        # msrun runs the user's program as the scheduler too, which is here that it has to stay until the workers end.
+        communication.init()
+        raise SystemExit(0)
     device = _choose(device)
     if not mint.distributed.is_initialized():
         if not is_launched(os.environ):
