@@ -26,6 +26,10 @@ __all__ = ["ArrayNamespace"]
 Axis = int | tuple[int, ...] | None
 
 
+class MissingDtype(UnsupportedCapability, AttributeError):
+    """A dtype that the device has no kernels for: also an absent attribute, so that ``hasattr`` answers."""
+
+
 class ArrayNamespace:
     """The namespace. ``float64`` and ``bfloat16`` are there only if the platform declares them.
 
@@ -45,7 +49,7 @@ class ArrayNamespace:
 
     def _optional(self, capability: Capability, dtype: Any) -> Any:
         if self._capabilities.get(capability, Support.UNSUPPORTED) is Support.UNSUPPORTED:
-            raise UnsupportedCapability(
+            raise MissingDtype(
                 self._platform, capability, f"MindSpore has no {capability.value} kernels here; use float32"
             )
         return dtype
