@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from hyperep.loopback import run
+from hyperep.train.batches import global_batch
 from hyperep.train.loop import main
 from hyperep.train.metrics import read_metrics
+from hyperep.train.optimizer import EPSILON
 from hyperep.train.resume import settings_for
 from hyperep.train.settings import Settings
+from hyperep.train.text import load_text
+from hyperep.train.trainer import new_state
 
 SMALL = {"steps": 4, "dim": 16, "experts": 4, "heads": 2, "seq_len": 16, "batch_tokens": 128, "warmup_steps": 1}
 COMMAND = ["train", "--dim", "16", "--heads", "2", "--experts", "4", "--seq-len", "16", "--batch-tokens", "128"]
@@ -102,3 +106,27 @@ def test_a_failing_rank_shows_its_error(text, tmp_path):
     assert end.returncode == 2
     assert "ValueError: the loss is nan at step" in end.stderr
     assert "try a lower --lr" in end.stderr
+
+
+def test_the_steps_are_those_of_a_plain_training_loop_of_pytorch(platform, text, tmp_path):
+    settings = Settings(**SMALL, lr=1e-2, balance=0.0, clip_norm=0.5, text=text, out=str(tmp_path), dtype="float64")
+    main(platform, settings.as_dict())
+    found = [record["loss"] for record in read_metrics(tmp_path, last_step=4)]
+
+    model = new_state(platform, settings, unsharded=True).model
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=EPSILON)
+    tokens, expected = load_text(text).tokens, []
+    for step in range(settings.steps):
+        batch = global_batch(tokens, seed=0, step=step, sequences=settings.sequences, seq_len=settings.seq_len)
+        logits, _ = model(torch.from_numpy(batch[:, :-1]))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch[:, 1:].reshape(-1)))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
