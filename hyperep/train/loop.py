@@ -86,7 +86,7 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
                 checkpoint.save(out / checkpoint.DIRECTORY, platform, state, chosen)
 
     verdict = agree(platform, reference) if reference is not None else None
-    summary = summarize(chosen, records, verdict)
+    summary = summarize(chosen, records, verdict, dtype=dtype)
     if platform.rank == 0:
         write_outputs(
             out,

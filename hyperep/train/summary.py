@@ -14,7 +14,15 @@ from hyperep.train.verify import Verdict
 __all__ = ["summarize"]
 
 
-def summarize(settings: Settings, records: Sequence[dict[str, Any]], verdict: Verdict | None) -> dict[str, Any]:
+_HINT = (
+    "In float32 two ranks may round a near tie of two experts differently, and losses part from there on; with --dtype "
+    "float64, where the platform has it, or over fewer steps they must agree."
+)
+
+
+def summarize(
+    settings: Settings, records: Sequence[dict[str, Any]], verdict: Verdict | None, *, dtype: str
+) -> dict[str, Any]:
     """Plain data about a finished run.
 
     Returns:
@@ -38,6 +46,7 @@ def summarize(settings: Settings, records: Sequence[dict[str, Any]], verdict: Ve
         f"loss {figures['first_loss']:.4f} -> {figures['last_loss']:.4f} in {figures['steps']} steps, "
         f"{figures['tokens_per_s']:,.0f} tokens/s, load max/mean {figures['load_imbalance']:.2f}",
         *([] if verdict is None else [verdict.describe()]),
+        *([_HINT] if verdict is not None and not verdict.passed and dtype == "float32" else []),
         f"report: {settings.out}/report.html",
     ]
     return {**figures, "lines": lines}

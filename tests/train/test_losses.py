@@ -70,14 +70,15 @@ def _sum_experts_too(platform, parameters, own, parallel, others=()):
 gradients_sum = gradients.sum_gradients
 
 
-@pytest.mark.parametrize("fault", [_sum_nothing, _sum_experts_too])
-def test_verification_fails_where_gradients_are_reduced_wrongly(train, small, monkeypatch, fault):
+@pytest.mark.parametrize(("fault", "dtype"), [(_sum_nothing, "float64"), (_sum_experts_too, "float32")])
+def test_verification_fails_where_gradients_are_reduced_wrongly(train, small, monkeypatch, fault, dtype):
     monkeypatch.setattr(trainer, "sum_gradients", fault)
-    summary, records = train(2, small(verify=True))
+    summary, records = train(2, small(verify=True, dtype=dtype))
     assert summary["verified"] is False
     assert summary["largest_deviation"] > 1e-4
     assert len(records) == 4  # all of the run is there to be looked at
     assert any("DIFFER" in line for line in summary["lines"])
+    assert any("near tie" in line for line in summary["lines"]) == (dtype == "float32")
 
 
 def test_one_host_copy_a_step_besides_those_of_dispatch(small):

@@ -93,7 +93,7 @@ def test_the_command_starts_its_ranks(text, tmp_path):
 
 
 def test_the_command_joins_a_launch(text, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     end = hyperep(*launcher, arguments=[*COMMAND, "--platform", "torch", "--text", text], folder=tmp_path)
     assert end.returncode == 0, end.stderr
     assert end.stdout.count("losses agree") == 1  # said by rank 0 alone
