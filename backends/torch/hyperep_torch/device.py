@@ -24,6 +24,9 @@ class DeviceKind:
     """As in ``torch.device(type)``."""
     backend: str
     """As in ``init_process_group(backend)``."""
+    splits_groups: bool = False
+    """Whether the backend can split a group. It must be, for a group of all that is bound to a device: PyTorch's meshes
+    then make their groups by splitting it, and nothing else."""
 
     @property
     def module(self) -> ModuleType:
@@ -59,7 +62,7 @@ class DeviceKind:
 
 
 CPU = DeviceKind(type="cpu", backend="gloo")
-CUDA = DeviceKind(type="cuda", backend="nccl")
+CUDA = DeviceKind(type="cuda", backend="nccl", splits_groups=True)
 KINDS = (CUDA, CPU)
 """In order of preference."""
 

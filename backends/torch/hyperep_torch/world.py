@@ -61,7 +61,7 @@ def join_world(device: str | None = None, timeout: float = 600.0, kinds: Sequenc
         return World(rank=0, size=1, kind=kind, device=kind.bind(None), group=SELF, timeout=deadline)
     bound = kind.bind(_local_rank())
     # Naming the device lets NCCL connect at once, and derive sub-groups from the group of all.
-    dist.init_process_group(kind.backend, timeout=deadline, device_id=bound if kind.is_accelerator else None)
+    dist.init_process_group(kind.backend, timeout=deadline, device_id=bound if kind.splits_groups else None)
     atexit.register(_destroy)
     return _world(kind, bound, deadline)
 
