@@ -10,7 +10,7 @@ from pathlib import Path
 from npu_emulator.wheel import linked_libraries, undefined_cann_symbols, wheel_folder
 
 SOURCES = Path(__file__).parent / "csrc"
-RUNTIME = ("options.c", "stream.c", "event.c", "device.c", "memory.c")
+RUNTIME = ("options.c", "stream.c", "event.c", "device.c", "memory.c", "operator.c")
 HCCL = ("communicator.c", "reduce.c", "hccl.cc")
 
 # Other libraries that the wheel is linked against, or opens by name. They hold nothing themselves: each is linked

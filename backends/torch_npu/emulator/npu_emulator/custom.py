@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU kernels of operators that torch_npu adds: grouped matrix products, and the permutation of tokens.
+"""CPU kernels of operators that torch_npu adds: grouped matrix products, the permutation of tokens, casts.
 
 They follow the contracts that the wheel documents (`help(torch_npu.npu_grouped_matmul)`), and refuse what those
 exclude, so that a caller who relies on more is told. What a contract leaves undefined is NaN here, so that a caller who
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 SCHEMAS = {
+    "_npu_dtype_cast": "npu::_npu_dtype_cast(Tensor input, ScalarType dtype) -> Tensor",
     "npu_grouped_matmul": "npu::npu_grouped_matmul(Tensor[] x, Tensor[] weight, *, Tensor[]? bias=None, "
     "Tensor[]? scale=None, Tensor[]? offset=None, Tensor[]? antiquant_scale=None, Tensor[]? antiquant_offset=None, "
     "Tensor[]? per_token_scale=None, Tensor? group_list=None, Tensor[]? activation_input=None, "
@@ -56,6 +57,11 @@ def require(rule: bool, operator: str, message: str) -> None:
     """Refuse a call that the operator's contract excludes."""
     if not rule:
         raise RuntimeError(f"emulated {operator}: {message}")
+
+
+def npu_dtype_cast(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The values as another type; torch_npu's own collectives use it for types that HCCL does not know."""
+    return input.to(dtype)
 
 
 def npu_grouped_matmul(
@@ -190,6 +196,7 @@ def npu_moe_token_unpermute_grad_v2(
 
 
 CUSTOM_KERNELS = {
+    "_npu_dtype_cast": npu_dtype_cast,
     "npu_grouped_matmul": npu_grouped_matmul,
     "npu_moe_token_permute": npu_moe_token_permute,
     "npu_moe_token_permute_grad_v2": npu_moe_token_permute_grad_v2,
