@@ -65,7 +65,27 @@ def collectives() -> None:
         dist.all_to_all_single(exchanged, on_npu(mine, dtype), async_op=True).wait()
         check(exchanged, np.concatenate([a[3 * RANK : 3 * RANK + 3] for a in all_data]), f"even all_to_all {dtype}")
         uneven_all_to_all(dtype)
+        lists(dtype)
+    small = on_npu(np.array([RANK, 2]), torch.uint8)  # HCCL reduces no uint8 and no bool: torch_npu casts
+    dist.all_reduce(small)
+    check(small, np.array([SIZE * (SIZE - 1) // 2, 2 * SIZE]), "all_reduce of uint8")
+    flags = on_npu(np.array([RANK == 1, False]), torch.bool)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    check(flags, np.array([True, False]), "all_reduce of bool")
+    objects = [None] * SIZE
+    dist.all_gather_object(objects, {"rank": RANK})
+    assert objects == [{"rank": rank} for rank in range(SIZE)]
     dist.barrier()
+
+
+def lists(dtype: torch.dtype) -> None:
+    """Lists of tensors, which torch_npu pads to the alignment of HCCL."""
+    for count in (1, 3, 16):
+        gathered = [on_npu(np.zeros(count), dtype) for _ in range(SIZE)]
+        dist.all_gather(gathered, on_npu(data(RANK, (count,)), dtype))
+        for rank, found in enumerate(gathered):
+            expected = torch.from_numpy(data(rank, (count,))).to(dtype)
+            assert torch.equal(found.cpu(), expected), f"list of {dtype} from rank {rank}: {found.cpu()}, {expected}"
 
 
 def uneven_all_to_all(dtype: torch.dtype) -> None:
