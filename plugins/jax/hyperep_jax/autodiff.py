@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vjp`` and ``custom_vjp`` by JAX's own functions of these names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from hyperep.platform.protocol import Backward, Forward
+
+__all__ = ["custom_vjp", "value", "vjp"]
+
+
+def value(x: Any) -> jax.Array:
+    """The array behind a tensor that is being differentiated."""
+    while isinstance(x, jax.core.Tracer):
+        x = x.primal
+    return x
+
+
+def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
+    """See :meth:`hyperep.platform.protocol.Platform.custom_vjp`."""
+
+    def call(*inputs: Any) -> Any:
+        # A new function for each call: which inputs need a gradient is known to its forward and told to its backward.
+        needed: list[bool] = []
+
+        def fwd(*primals: Any) -> tuple[Any, tuple[Any, ...]]:
+            needed[:] = [bool(p.perturbed) for p in primals]
+            return forward(*(p.value for p in primals))
+
+        def bwd(residuals: tuple[Any, ...], cotangents: Any) -> tuple[Any, ...]:
+            several = cotangents if isinstance(cotangents, tuple) else (cotangents,)
+            whole = tuple(jnp.zeros(c.shape, c.dtype) if isinstance(c, SymbolicZero) else c for c in several)
+            gradients = backward(residuals, whole, tuple(needed))
+            return tuple(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
+
+        function = jax.custom_vjp(lambda *inputs: forward(*inputs)[0])
+        function.defvjp(fwd, bwd, symbolic_zeros=True)
+        return function(*inputs)
+
+    return call
+
+
+def vjp(
+    function: Callable[..., Any],
+    primals: Sequence[jax.Array],
+    bind: Callable[[Sequence[Any]], None],
+    parameters: Sequence[jax.Array],
+) -> tuple[Any, Callable[..., tuple[jax.Array, ...]]]:
+    """Evaluate ``function(*primals)``; see :meth:`hyperep.platform.protocol.Platform.vjp`.
+
+    *bind* puts values of the *parameters* where modules read them.
+    """
+
+    def bound(*values: Any) -> Any:
+        bind(values[len(primals) :])
+        try:
+            return function(*values[: len(primals)])
+        finally:
+            bind(parameters)
+
+    given = [*primals, *parameters]
+    outputs, pull = jax.vjp(bound, *given)
+
+    def pullback(*cotangents: jax.Array) -> tuple[jax.Array, ...]:
+        gradients = pull(tuple(cotangents) if isinstance(outputs, tuple) else cotangents[0])
+        # Integers have no gradient in JAX, but one of type "float0".
+        return tuple(
+            jnp.zeros_like(x) if g.dtype == jax.dtypes.float0 else g for g, x in zip(gradients, given, strict=True)
+        )
+
+    return outputs, pullback
