@@ -3,9 +3,15 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from hyperep.train import checkpoint
+from hyperep.train.precision import choose_dtype
+from hyperep.train.settings import Settings
+from hyperep.train.trainer import new_state
 
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "bool")
 
@@ -213,3 +219,13 @@ def _equal(platform, result, expected):
     (found,) = platform.to_host(result)
     assert found.dtype == expected.dtype, (found.dtype, expected.dtype)
     np.testing.assert_array_equal(found, expected)
+
+
+def rewrite_checkpoint(platform, settings, source, target):
+    """Load a checkpoint into this platform's model, sharded as its ranks are, and write it again."""
+    chosen = Settings.from_dict(settings)
+    state = new_state(platform, chosen)
+    dtype = choose_dtype(platform, chosen.dtype)
+    state = checkpoint.load(checkpoint.read_manifest(source), platform, state, dtype)
+    checkpoint.save(Path(target), platform, state, chosen)
+    platform.barrier()
