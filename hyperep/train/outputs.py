@@ -74,8 +74,8 @@ def write_outputs(
         ],
         tables=[
             ("Final figures", _final_figures(records[-1], summary, verdict)),
-            ("Settings", _settings(settings, text) | {"dtype": dtype}),
             ("Environment", environment),
+            ("Settings", _settings(settings, text) | {"dtype": dtype}),
         ],
     )
     (out / REPORT).write_text(page, encoding="utf-8")
