@@ -56,15 +56,15 @@ def as_markdown(reports: Sequence[Report]) -> str:
         raise ValueError(
             "a matrix needs at least one report; make one with: hyperep conformance run --report FILE.json"
         )
-    heads = [_head(report, reports) for report in reports]
+    heads = [_head(report) for report in reports]
     lines = [
         "## Platforms",
         "",
         "| platform | distribution | framework | device | world sizes | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    for head, r in zip(heads, reports, strict=True):
-        lines.append(f"| {head} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |")
+    for r in reports:
+        lines.append(f"| {r.platform} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |")
     lines += ["", "## Capabilities", "", f"| capability | {' | '.join(heads)} |", f"|---|{'---|' * len(reports)}"]
     for capability in Capability:
         supports = (r.capabilities.get(capability.value, "unsupported") for r in reports)
@@ -110,10 +110,9 @@ def _verdict(report: Report) -> str:
     return text + (f", {known} known failures" if known else "")
 
 
-def _head(report: Report, reports: Sequence[Report]) -> str:
-    """Name of a column; with the device where one platform is there twice."""
-    twice = sum(other.platform == report.platform for other in reports) > 1
-    return f"{report.platform} ({report.device})" if twice else report.platform
+def _head(report: Report) -> str:
+    """Name of a column. A result is one of a device, and says so: the same platform may do worse on another one."""
+    return f"{report.platform} ({report.device})"
 
 
 def as_html(reports: Sequence[Report]) -> str:
@@ -126,7 +125,7 @@ def as_html(reports: Sequence[Report]) -> str:
         raise ValueError(
             "a matrix needs at least one report; make one with: hyperep conformance run --report FILE.json"
         )
-    heads = [_head(report, reports) for report in reports]
+    heads = [_head(report) for report in reports]
     rows = []
     for r in requirements().values():
         cells = [cell(report, r.id) for report in reports]
