@@ -63,8 +63,9 @@ def as_markdown(reports: Sequence[Report]) -> str:
         "| platform | distribution | framework | device | world sizes | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    for r in reports:
-        lines.append(f"| {r.platform} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |")
+    lines += [
+        f"| {r.platform} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |" for r in reports
+    ]
     lines += ["", "## Capabilities", "", f"| capability | {' | '.join(heads)} |", f"|---|{'---|' * len(reports)}"]
     for capability in Capability:
         supports = (r.capabilities.get(capability.value, "unsupported") for r in reports)
