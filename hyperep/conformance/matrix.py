@@ -64,7 +64,8 @@ def as_markdown(reports: Sequence[Report]) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r.platform} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |" for r in reports
+        f"| {r.platform} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |"
+        for r in reports
     ]
     lines += ["", "## Capabilities", "", f"| capability | {' | '.join(heads)} |", f"|---|{'---|' * len(reports)}"]
     for capability in Capability:
