@@ -18,6 +18,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, mint, ops
 
+from hyperep.platform.splits import row_splits
 from hyperep_mindspore import private_names
 from hyperep_mindspore.groups import Group
 
@@ -53,8 +54,8 @@ def all_to_all_single(
         ValueError: splits of the wrong number, negative, or that do not sum to the rows.
     """
     rows = x.shape[0]
-    sent = _splits("input_splits", input_splits, group.size, rows)
-    received = _splits("output_splits", output_splits, group.size, rows if output_splits is None else None)
+    sent = row_splits("input_splits", input_splits, group.size, rows)
+    received = row_splits("output_splits", output_splits, group.size, rows if output_splits is None else None)
     if sum(sent) != rows:
         raise ValueError(f"input_splits={sent} sum to {sum(sent)}, but there are {rows} rows; they must be equal")
     if sent[group.rank] != received[group.rank]:
@@ -131,7 +132,7 @@ def reduce_scatter(x: Tensor, group: Group, device: str) -> Tensor:
     Raises:
         ValueError: the rows do not divide evenly.
     """
-    rows = _splits("reduce_scatter", None, group.size, x.shape[0])[0]
+    rows = row_splits("reduce_scatter", None, group.size, x.shape[0])[0]
     x = _fresh(x)
     if group.size == 1:
         return x
@@ -192,15 +193,3 @@ def _fresh(x: Tensor) -> Tensor:
 def _waited(handle: Any, output: Tensor, sent: Tensor) -> Tensor:
     handle.wait()
     return output
-
-
-def _splits(name: str, splits: Sequence[int] | None, size: int, rows: int | None) -> list[int]:
-    if splits is None:
-        assert rows is not None
-        if rows % size:
-            raise ValueError(f"{name}: {rows} rows do not divide evenly among {size} ranks; pad them or give splits")
-        return [rows // size] * size
-    counts = [int(count) for count in splits]
-    if len(counts) != size or min(counts) < 0:
-        raise ValueError(f"{name}={counts} must hold one non-negative number of rows for each of {size} ranks")
-    return counts

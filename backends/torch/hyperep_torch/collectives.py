@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hyperep.platform.splits import row_splits
 from hyperep_torch.groups import group_size
 
 __all__ = ["TorchWork", "all_gather", "all_reduce", "all_to_all_single", "broadcast", "reduce_scatter"]
@@ -51,8 +52,8 @@ def all_to_all_single(
     """
     size = group_size(group)
     rows = x.shape[0]
-    sent = _splits("input_splits", input_splits, size, rows)
-    received = _splits("output_splits", output_splits, size, None if output_splits is not None else rows)
+    sent = row_splits("input_splits", input_splits, size, rows)
+    received = row_splits("output_splits", output_splits, size, None if output_splits is not None else rows)
     if sum(sent) != rows:
         raise ValueError(f"input_splits={sent} sum to {sum(sent)}, but there are {rows} rows; they must be equal")
     if size == 1:
@@ -84,7 +85,7 @@ def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
         ValueError: the rows do not divide evenly.
     """
     size = group_size(group)
-    rows = _splits("reduce_scatter", None, size, x.shape[0])[0]
+    rows = row_splits("reduce_scatter", None, size, x.shape[0])[0]
     if size == 1:
         return _fresh(x)
     x = x.detach().contiguous()
@@ -124,15 +125,3 @@ def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
 
 def _fresh(x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _splits(name: str, splits: Sequence[int] | None, size: int, rows: int | None) -> list[int]:
-    if splits is None:
-        assert rows is not None
-        if rows % size:
-            raise ValueError(f"{name}: {rows} rows do not divide evenly among {size} ranks; pad them or give splits")
-        return [rows // size] * size
-    counts = [int(count) for count in splits]
-    if len(counts) != size or min(counts) < 0:
-        raise ValueError(f"{name}={counts} must hold one non-negative number of rows for each of {size} ranks")
-    return counts
