@@ -11,12 +11,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["NeutralModule", "WrappedForward", "local_part", "wrap_forward"]
+from hyperep_torch.local_parts import local_part, local_parts
 
-
-def local_part(value: Any) -> Any:
-    """This rank's part of a DTensor, through which gradients flow; anything else as it is."""
-    return value.to_local() if isinstance(value, DTensor) else value
+__all__ = ["NeutralModule", "WrappedForward", "wrap_forward"]
 
 
 class NeutralModule(nn.Module):
@@ -59,11 +56,14 @@ class _LocalView:
     """What a neutral forward sees of its module, for the time of one call.
 
     Attributes are looked up when first used, so that ``functional_call`` and FSDP2, which swap parameters around a
-    call, are seen; then they are kept, so that each DTensor is opened once a call.
+    call, are seen; then they are kept. DTensors among the parameters are opened first, all at once.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.__dict__["_module"] = module
+        own = module.named_parameters(recurse=False)
+        distributed = {name: parameter for name, parameter in own if isinstance(parameter, DTensor)}
+        opened = dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True))
+        self.__dict__.update(opened, _module=module)
 
     def __getattr__(self, name: str) -> Any:
         value = local_part(getattr(self._module, name))

@@ -22,6 +22,7 @@ from hyperep_torch import autodiff, collectives, grouped, groups, kernels, modul
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch.instruments import Instruments
+from hyperep_torch.local_parts import local_part
 from hyperep_torch.spec import CAPABILITIES
 from hyperep_torch.world import World, join_world
 
@@ -188,14 +189,14 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         return dict(_require_module(module).named_buffers())
 
     def local(self, parameter: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return modules.local_part(parameter)
+        return local_part(parameter)
 
     def sharding(self, parameter: torch.Tensor) -> Sharding | None:  # noqa: D102
         return self._meshes.sharding(parameter) if isinstance(parameter, DTensor) else None
 
     def assign(self, parameter: torch.Tensor, value: torch.Tensor) -> None:  # noqa: D102
         with torch.no_grad():
-            local = modules.local_part(parameter)
+            local = local_part(parameter)
             if local.shape != value.shape:
                 raise ValueError(f"assign: a value of shape {tuple(value.shape)} for a part of {tuple(local.shape)}")
             local.copy_(value)
