@@ -79,10 +79,9 @@ def message(
         totals = xp.stack([xp.sum(counts), xp.min(counts)])  # [2]
     else:
         totals = xp.zeros((2,), dtype=xp.int64)
-    width, dtype = math.prod(rows.shape[1:]), _dtype_number(xp, rows.dtype)
-    known = platform.from_host(np.array([_NO_FAULT, rows.shape[0], width, dtype], dtype=np.int64))  # [4]
-    header = xp.broadcast_to(xp.reshape(xp.concat([known, totals]), (1, HEADER)), (ranks, HEADER))
-    return xp.concat([xp.reshape(counts, (ranks, local)), header], axis=1)
+    known = np.array([_NO_FAULT, rows.shape[0], math.prod(rows.shape[1:]), _dtype_number(xp, rows.dtype)], np.int64)
+    known_rows = platform.from_host(np.broadcast_to(known, (ranks, known.size)))  # [R, 4]
+    return xp.concat([xp.reshape(counts, (ranks, local)), known_rows, xp.broadcast_to(totals, (ranks, 2))], axis=1)
 
 
 def counts_of(host_message: np.ndarray) -> np.ndarray:
