@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +17,19 @@ __all__ = ["PROGRAM", "start"]
 
 PROGRAM = "hyperep.bench.program:run"
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 def start(
-    shapes: Sequence[Shape], *, platform_name: str | None, ranks: int | None, repetitions: int, naive: bool
+    shapes: Sequence[Shape],
+    *,
+    platform_name: str | None,
+    ranks: int | None,
+    repetitions: int,
+    naive: bool,
+    together: bool = False,
 ) -> list[dict[str, Any]] | None:
     """Measure *shapes* on new ranks of a platform, or as one rank of the launch that this process is part of.
 
-    New ranks get one thread each, unless the environment says otherwise: several ranks share the machine's cores.
+    With *together* the shapes take turns with each other.
 
     Returns:
         A record for each shape; ``None`` on the other ranks of a launch that is joined.
@@ -43,6 +46,7 @@ def start(
         "shapes": [dataclasses.asdict(shape) for shape in shapes],
         "repetitions": repetitions,
         "naive": naive,
+        "together": together,
     }
     if launcher is not None and launcher.joined():
         with use_platform(spec.name) as platform:
@@ -61,7 +65,5 @@ def start(
     if launcher is None:
         with use_platform(get_platform(spec.name)) as platform:
             return run(platform, **arguments)
-    for variable in _ONE_THREAD:
-        os.environ.setdefault(variable, "1")
     found: list[dict[str, Any]] = launcher.run(spec.name, PROGRAM, arguments, ranks)
     return found

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hyperep.bench import memory, theory
 from hyperep.bench.case import Case
 from hyperep.bench.counting import CountingPlatform, nbytes
 from hyperep.bench.naive import reason_against
+from hyperep.bench.progress import show_progress
 from hyperep.bench.shapes import Shape
 from hyperep.bench.timing import interleaved, wait
 from hyperep.mesh import init_device_mesh
@@ -21,25 +23,45 @@ __all__ = ["count", "measure", "run"]
 
 
 def run(
-    platform: Platform[Any], shapes: Sequence[Mapping[str, Any]], repetitions: int, naive: bool
+    platform: Platform[Any], shapes: Sequence[Mapping[str, Any]], repetitions: int, naive: bool, together: bool = False
 ) -> list[dict[str, Any]]:
-    """Measure each of *shapes* (fields of :class:`Shape`) on all ranks of the world. Collective."""
+    """Measure each of *shapes* (fields of :class:`Shape`) on all ranks of the world. Collective.
+
+    With *together* the shapes take turns with each other, so that their times compare; all of them are then in memory
+    at once.
+    """
     mesh = init_device_mesh(platform, (platform.world_size,), ("ep",))
+    chosen = [Shape(**fields) for fields in shapes]
     found = []
-    for fields in shapes:
-        shape = Shape(**fields)
-        found.append(measure(Case(mesh, shape), repetitions, naive) | count(platform, shape))
+    with show_progress(platform.rank == 0) as progress:
+        for group in [chosen] if together else [[shape] for shape in chosen]:
+            cases = [Case(mesh, shape) for shape in group]
+            for case, record in zip(cases, measure(cases, repetitions, naive, progress), strict=True):
+                found.append(record | count(platform, case.shape))
     return found
 
 
-def measure(case: Case, repetitions: int, naive: bool) -> dict[str, Any]:
-    """Times of the layer and of what it is compared with."""
-    contestants = {"forward": case.forward, "forward_backward": case.forward_backward, "limit": case.limit}
-    reason = reason_against(case.platform) if naive else "left out on request"
-    if not reason:
-        case.check_naive()
-        contestants["naive"] = case.naive_forward_backward
-    times = interleaved(case.platform, contestants, repetitions)
+def measure(
+    cases: Sequence[Case], repetitions: int, naive: bool, progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    """Times of the layers of *cases* and of what each is compared with; all of them take turns."""
+    platform, names = cases[0].platform, ", ".join(dict.fromkeys(case.shape.name for case in cases))
+    reason = reason_against(platform) if naive else "left out on request"
+    contestants: dict[tuple[int, str], Callable[[], Any]] = {}
+    for number, case in enumerate(cases):
+        own = {"forward": case.forward, "forward_backward": case.forward_backward, "limit": case.limit}
+        if not reason:
+            case.check_naive()
+            own["naive"] = case.naive_forward_backward
+        contestants |= {(number, name): function for name, function in own.items()}
+    times = interleaved(platform, contestants, repetitions, progress=functools.partial(progress, names))
+    return [
+        _record(case, {name: values for (of, name), values in times.items() if of == number}, reason)
+        for number, case in enumerate(cases)
+    ]
+
+
+def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[str, Any]:
     median = {name: float(np.median(values)) for name, values in times.items()}
     layer = median["forward_backward"]
     return {

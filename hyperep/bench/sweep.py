@@ -66,12 +66,15 @@ def points(sweep: str, base: Shape, ranks: int) -> list[Point]:
 def swept(
     sweep: str, base: Shape, path: str, *, platform_name: str | None, ranks: int | None, **how: Any
 ) -> list[dict[str, Any]] | None:
-    """Measure the points of *sweep* and draw them to *path*; arguments and errors as for :func:`start`."""
+    """Measure the points of *sweep* and draw them to *path*; arguments and errors as for :func:`start`.
+
+    Points of the same number of ranks take turns, so that a change of the machine's speed meets all of them.
+    """
     planned = points(sweep, base, ranks or 2)
     records: list[dict[str, Any]] = []
     for count in dict.fromkeys(point.ranks for point in planned):
         shapes = [point.shape for point in planned if point.ranks == count]
-        found = start(shapes, platform_name=platform_name, ranks=count, **how)
+        found = start(shapes, platform_name=platform_name, ranks=count, together=True, **how)
         if found is None:
             return None
         records += found

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 __all__ = ["bench"]
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def bench(
@@ -36,7 +39,12 @@ def bench(
     In the same run, and in turns: the raw exchanges of the same bytes with dense products of the same arithmetic, which
     no implementation can beat; and the naive way, one expert at a time. Times are medians over repetitions, each of
     them that of the slowest rank. A sweep begins from the shape given, by default fine.
+
+    Each rank has one thread, unless the environment says otherwise: several ranks share the machine's cores.
     """
+    # Before NumPy is loaded, which reads this only then; ranks may be threads of this process.
+    for variable in _ONE_THREAD:
+        os.environ.setdefault(variable, "1")
     # Here, so that the help of this command does not need NumPy.
     from hyperep.bench.launch import start
     from hyperep.bench.report import notes, table

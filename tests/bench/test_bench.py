@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark itself: what it measures, that it compares equals, and its command."""
 
+import io
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hyperep.bench.case import Case, WrongResult
 from hyperep.bench.naive import reason_against
 from hyperep.bench.program import run
+from hyperep.bench.progress import show_progress
 from hyperep.bench.shapes import PRESETS, Shape, preset
 from hyperep.bench.sweep import SWEEPS, points
 from hyperep.bench.timing import interleaved
@@ -95,6 +102,60 @@ def test_contestants_take_turns_and_the_slowest_rank_counts():
     assert all(np.array_equal(times[name], others[name]) and times[name].shape == (4,) for name in "abc")
 
 
+def test_shapes_of_a_sweep_take_turns_and_keep_their_own_times(monkeypatch):
+    calls = []
+
+    class Spy(Case):
+        def forward(self):
+            calls.append(self.shape.tokens)
+            time.sleep(self.shape.tokens / 1000)
+            return super().forward()
+
+    monkeypatch.setattr("hyperep.bench.program.Case", Spy)
+    shapes = [{**vars(SMALL), "tokens": tokens} for tokens in (8, 64)]
+    for together in (True, False):
+        calls.clear()
+        ((first, second),) = on_ranks(
+            lambda platform, together=together: run(platform, shapes, 2, naive=False, together=together), 1
+        )
+        assert sorted(calls) == [8] * 3 + [64] * 3
+        assert (calls[:3] != [8] * 3) == together
+        assert 8 <= first["forward_ms"] < 64 <= second["forward_ms"]
+
+
+def test_progress_is_told_between_repetitions_and_at_the_end():
+    def on_rank(platform):
+        told, work = [], platform.from_host(np.zeros((1,), dtype=np.float32))
+        interleaved(platform, {"a": lambda: work}, repetitions=2, progress=lambda *done: told.append(done))
+        return told
+
+    assert on_ranks(on_rank, 1) == [[(0, 3), (1, 3), (2, 3), (3, 3)]]
+
+
+@pytest.mark.parametrize(("terminal", "visible"), [(True, True), (False, True), (True, False)])
+def test_progress_is_a_bar_on_a_terminal_a_line_elsewhere_and_nothing_on_other_ranks(terminal, visible):
+    screen = io.StringIO()
+    with show_progress(visible, console=Console(file=screen, force_terminal=terminal, width=80)) as progress:
+        for done in range(4):
+            progress("fine", done, 3)
+    shown = screen.getvalue()
+    assert ("3/3" in shown) == (visible and terminal)
+    assert ("timing fine: 3 repetitions" in shown) == (visible and not terminal)
+    assert bool(shown) == visible
+
+
+def test_ranks_that_are_threads_have_one_thread_each():
+    program = (
+        "import os, sys; from hyperep.cli import main\n"
+        "sys.meta_path.insert(0, type('Spy', (), {'find_spec': staticmethod(lambda name, *_: "
+        "name == 'numpy' and print('threads', os.environ.get('OPENBLAS_NUM_THREADS')) or None)}))\n"
+        "main(['bench', '--platform', 'loopback', '--repetitions', '1', '--shape', 'finest', '--no-naive'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("threads 1\n")
+
+
 def test_no_naive_way_without_assignment_by_index():
     assert "assignment by index" in reason_against(LoopbackPlatform())
 
@@ -141,9 +202,10 @@ def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
         main(arguments)
     assert ended.value.code == 0
     assert "experts, at the same rows" in picture.read_text() or "<svg" in picture.read_text()
-    out = capsys.readouterr().out
-    assert "small 2" in out
-    assert "small 4" in out
+    shown = capsys.readouterr()
+    assert "small 2" in shown.out
+    assert "small 4" in shown.out
+    assert shown.err.count("timing small") == 1  # one block, in which both points take turns
 
 
 @pytest.mark.parametrize(
