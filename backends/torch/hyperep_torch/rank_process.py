@@ -16,6 +16,7 @@ from typing import Any
 
 from hyperep.launch import Launcher, RankProcess
 from hyperep.launch.lifeline import die_with_parent
+from hyperep_torch.host_memory import keep_memory
 
 __all__ = ["FAILURE", "STACK", "run_rank"]
 
@@ -40,9 +41,7 @@ def run_rank(
     # All ranks of this launch are here, so gloo needs no other interface than the local one.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # PyTorch reads this at its first allocation on the CPU: large tensors then lie on huge pages. The gradients of many
-    # experts are fresh memory in every step, and the kernel's work on small pages was a third of the layer's time.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_memory()
     with open(Path(reports) / f"{STACK}.{rank}", "w") as stack:
         # These write from C, also while the rank waits inside a collective.
         faulthandler.register(signal.SIGTERM, stack, all_threads=True, chain=True)

@@ -2,6 +2,7 @@
 """Programs for the launcher's tests; each is called as ``program(platform, **arguments)`` on every rank."""
 
 import os
+import resource
 import signal
 import time
 
@@ -35,3 +36,13 @@ def write_pid_and_sleep(platform, folder):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     open(os.path.join(folder, str(os.getpid())), "w").close()
     time.sleep(120)
+
+
+def faults_of_a_second_tensor(platform):
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    platform.xp.ones((100, 1_000_000))
+    before = faults()
+    platform.xp.ones((100, 1_000_000))
+    return faults() - before

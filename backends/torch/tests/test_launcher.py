@@ -2,6 +2,7 @@
 """The launcher: results, and every way in which ranks can fail to give one. Ranks are processes of torchrun's agent."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def test_ranks_that_hang_end_at_the_deadline_and_say_where_they_stood():
 def test_a_program_that_does_not_exist_is_an_error_of_the_ranks():
     with pytest.raises(RankFailure, match="no_such_program"):
         launcher.run("torch", "programs:no_such_program", {}, 1, deadline=60)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="allocation is tuned on glibc")
+@pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
+def test_a_rank_keeps_the_memory_that_it_has_unless_its_user_says_otherwise(chosen, kept, monkeypatch):
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    faults = launcher.run("torch", "programs:faults_of_a_second_tensor", {}, 1, deadline=60)
+    # 400 MB are 200 huge pages, or 100,000 small ones.
+    assert faults < 20 if kept else faults > 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parents take their ranks along by a feature of Linux")
