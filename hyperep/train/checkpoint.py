@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hyperep.platform.protocol import Platform
-from hyperep.sharding import Sharding, gather_tensor, whole_shape
-from hyperep.train.optimizer import Moments
+from hyperep.sharding import Sharding, whole_shape
+from hyperep.train import whole_state
 from hyperep.train.settings import Settings
 from hyperep.train.trainer import TrainState
 
@@ -48,22 +47,11 @@ class Manifest:
 
 def save(directory: Path, platform: Platform[Any], state: TrainState, settings: Settings) -> None:
     """Write a checkpoint. Collective: every rank gives its shards, and rank 0 writes."""
-    model = dict(_gathered(platform, state, {n: platform.local(p) for n, p in state.parameters.items()}))
-    optimizer: dict[str, np.ndarray] = {}
-    for kind, tensors in (("mean", state.moments.mean), ("square", state.moments.square)):
-        optimizer |= {f"{kind}.{name}": array for name, array in _gathered(platform, state, dict(tensors))}
+    whole = whole_state.gather(platform, state)
     if platform.rank == 0:
+        model = whole.pop("model")
+        optimizer = {f"{kind}.{name}": array for kind, arrays in whole.items() for name, array in arrays.items()}
         _write(directory, state.step, settings, model, optimizer)
-
-
-def _gathered(platform: Platform[Any], state: TrainState, tensors: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Whole tensors, by name, from this rank's parts of them: one at a time, and on the host of rank 0 alone."""
-    for name, local in tensors.items():
-        sharding = platform.sharding(state.parameters[name])
-        whole = platform.stop_gradient(local)
-        whole = whole if sharding is None else gather_tensor(whole, sharding)
-        if platform.rank == 0:
-            yield name, np.ascontiguousarray(platform.to_host(whole)[0])
 
 
 def _write(
@@ -116,7 +104,7 @@ def read_manifest(path: str) -> Manifest:
 def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: str) -> TrainState:
     """Put a checkpoint into a model of *dtype*, in place, however it is sharded; each rank reads its own slices.
 
-    No communication, so that it serves the model that one rank trains alone as well.
+    No communication.
 
     Returns:
         The state after the checkpoint's step.
@@ -125,8 +113,6 @@ def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: 
         FileNotFoundError: a file that the checkpoint names is gone.
         ValueError: a file is damaged, or the model has other parameters or shapes.
     """
-    mean: dict[str, Any] = {}
-    square: dict[str, Any] = {}
     with ExitStack() as stack:
         model, optimizer = (
             stack.enter_context(_File(manifest.directory / name)) for name in (manifest.model, manifest.optimizer)
@@ -137,18 +123,16 @@ def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: 
                 f"{model.path} does not fit the model: it lacks {sorted(wanted - found)} and holds unknown "
                 f"{sorted(found - wanted)}; give the settings that it was trained with"
             )
-        for name, parameter in state.parameters.items():
-            sharding = platform.sharding(parameter)
-            shape = whole_shape(platform, parameter)
-            parts = (
-                model.part(name, shape, sharding),
-                optimizer.part(f"mean.{name}", shape, sharding),
-                optimizer.part(f"square.{name}", shape, sharding),
-            )
-            # The run that wrote it may have had another precision.
-            value, mean[name], square[name] = (platform.from_host(part.astype(dtype)) for part in parts)
-            platform.assign(parameter, value)
-    return replace(state, moments=Moments(mean, square), step=manifest.step)
+
+        def part(kind: str, name: str) -> np.ndarray:
+            parameter = state.parameters[name]
+            shape, sharding = whole_shape(platform, parameter), platform.sharding(parameter)
+            if kind == "model":
+                return model.part(name, shape, sharding)
+            return optimizer.part(f"{kind}.{name}", shape, sharding)
+
+        # The run that wrote it may have had another precision.
+        return whole_state.place(platform, state, part, step=manifest.step, dtype=dtype)
 
 
 class _File:
