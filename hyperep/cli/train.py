@@ -47,7 +47,7 @@ def train(
     save_every: Annotated[int | None, _option("save_every", "Steps between checkpoints; 0: one, at the end.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on from the checkpoint in the directory of this run.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Train the same model unsharded as well, and fail if losses differ.")
+        bool, typer.Option("--verify", help="Take each step unsharded as well, and fail if the two differ.")
     ] = False,
 ) -> None:
     """Train a byte-level language model whose feed-forward layers are mixtures of experts, spread over ranks.

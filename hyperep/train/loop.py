@@ -26,7 +26,7 @@ from hyperep.train.settings import Settings
 from hyperep.train.summary import summarize
 from hyperep.train.text import Text, load_text
 from hyperep.train.trainer import new_state, train_step
-from hyperep.train.verify import Reference, agree
+from hyperep.train.verify import Reference
 
 __all__ = ["main"]
 
@@ -56,7 +56,7 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
     if resume is not None:
         state = checkpoint.load(resume, platform, state, dtype)
         earlier = read_metrics(resume.directory.parent, last_step=resume.step)
-    reference = Reference(platform, chosen, resume) if chosen.verify else None
+    reference = Reference(platform, chosen, state) if chosen.verify else None
     records = list(earlier)
     out = Path(chosen.out)
 
@@ -78,15 +78,15 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
             if not math.isfinite(result.loss):
                 raise ValueError(f"the loss is {result.loss} at step {state.step}; try a lower --lr than {chosen.lr:g}")
             if reference is not None:
-                record["reference_loss"] = reference.step(batch, result.loss)
+                record["reference_loss"] = reference.step(batch, state, result.loss)
             records.append(record)
             for consume in write:
                 consume(record)
             if state.step == chosen.steps or (chosen.save_every and state.step % chosen.save_every == 0):
                 checkpoint.save(out / checkpoint.DIRECTORY, platform, state, chosen)
 
-    verdict = agree(platform, reference) if reference is not None else None
-    summary = summarize(chosen, records, verdict, dtype=dtype)
+    verdict = reference.agree() if reference is not None else None
+    summary = summarize(chosen, records, verdict)
     if platform.rank == 0:
         write_outputs(
             out,

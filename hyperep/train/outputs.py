@@ -92,7 +92,8 @@ def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict:
     for layer, load in enumerate(last["layer_load"]):
         rows[f"Rows per expert, layer {layer}"] = " ".join(str(n) for n in load)
     if verdict is not None:
-        rows["Largest deviation"] = f"{verdict.largest_deviation:.2e} at step {verdict.step}"
+        rows["Largest deviation of a loss"] = f"{verdict.loss.value:.2e} at step {verdict.loss.step}"
+        rows["Largest deviation of a change"] = f"{verdict.change.value:.2e} at step {verdict.change.step}"
     return rows
 
 

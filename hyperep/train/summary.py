@@ -14,15 +14,7 @@ from hyperep.train.verify import Verdict
 __all__ = ["summarize"]
 
 
-_HINT = (
-    "In float32 two ranks may round a near tie of two experts differently, and losses part from there on; with --dtype "
-    "float64, where the platform has it, or over fewer steps they must agree."
-)
-
-
-def summarize(
-    settings: Settings, records: Sequence[dict[str, Any]], verdict: Verdict | None, *, dtype: str
-) -> dict[str, Any]:
+def summarize(settings: Settings, records: Sequence[dict[str, Any]], verdict: Verdict | None) -> dict[str, Any]:
     """Plain data about a finished run.
 
     Returns:
@@ -40,13 +32,12 @@ def summarize(
         "seconds": sum(settings.batch_tokens / record["tokens_per_s"] for record in records),
         "load_imbalance": statistics.fmean(imbalance(record) for record in tail),
         "verified": verdict and verdict.passed,
-        "largest_deviation": verdict and verdict.largest_deviation,
+        "largest_deviation": verdict and verdict.loss.value,
     }
     lines = [
         f"loss {figures['first_loss']:.4f} -> {figures['last_loss']:.4f} in {figures['steps']} steps, "
         f"{figures['tokens_per_s']:,.0f} tokens/s, load max/mean {figures['load_imbalance']:.2f}",
         *([] if verdict is None else [verdict.describe()]),
-        *([_HINT] if verdict is not None and not verdict.passed and dtype == "float32" else []),
         f"report: {settings.out}/report.html",
     ]
     return {**figures, "lines": lines}

@@ -21,7 +21,10 @@ KINDS = ("model", "mean", "square")
 
 
 def gather(platform: Platform[Any], state: TrainState) -> dict[str, dict[str, np.ndarray]]:
-    """Whole tensors by kind and dotted path, on rank 0; empty on the others. Collective."""
+    """Whole tensors by kind and dotted path, on rank 0; empty on the others.
+
+    Collective over the ranks that share the model; for a model that is whole there is no communication.
+    """
     local = {name: platform.local(parameter) for name, parameter in state.parameters.items()}
     kinds = zip(KINDS, (local, state.moments.mean, state.moments.square), strict=True)
     return {kind: dict(_gathered(platform, state, tensors)) for kind, tensors in kinds}

@@ -41,7 +41,9 @@ def test_a_run_says_how_it_went(command, tmp_path):
     status, output, errors = command("--ranks", "2", "--verify", "--top-k", "1", "--layers", "1")
     assert status == 0, errors
     assert "loss 5." in output
-    assert "losses agree with those of the unsharded model: largest relative deviation" in output
+    assert (
+        "every step agrees with that of the unsharded model from the same weights. Largest relative deviation" in output
+    )
     assert f"report: {tmp_path / 'out'}/report.html" in output.replace("\n", "")
     assert "load max/mean" in errors
     (settings,) = (json.loads(f.read_text())["settings"] for f in tmp_path.rglob("state.json"))
@@ -54,7 +56,7 @@ def test_a_run_that_is_not_verified_fails(command, monkeypatch):
     monkeypatch.setattr(trainer, "sum_gradients", lambda p, parameters, own, parallel, others=(): (own, list(others)))
     status, output, _ = command("--ranks", "2", "--verify")
     assert status == 1
-    assert "losses DIFFER from those of the unsharded model" in output
+    assert "steps DIFFER from those of the unsharded model" in output
 
 
 @pytest.mark.usefixtures("no_pictures")

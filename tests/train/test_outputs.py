@@ -57,7 +57,7 @@ def test_a_run_leaves_metrics_pictures_report_and_checkpoint(train, small):
     assert page.tags.count("img") == 2
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    for expected in ("Losses agree", f"{lines[-1]['loss']:.6f}", "loopback", "batch tokens", "numpy", "SHA-256"):
+    for expected in ("Every step agrees", f"{lines[-1]['loss']:.6f}", "loopback", "batch tokens", "numpy", "SHA-256"):
         assert expected in page.text, expected
 
 

@@ -87,7 +87,7 @@ def hyperep(*launcher, arguments, folder, **environment):
 def test_the_command_starts_its_ranks(text, tmp_path):
     end = hyperep(arguments=[*COMMAND, "--platform", "torch", "--ranks", "2", "--text", text], folder=tmp_path)
     assert end.returncode == 0, end.stderr
-    assert "losses agree with those of the unsharded model" in end.stdout
+    assert "every step agrees with that of the unsharded model" in end.stdout
     assert end.stdout.count("report: run/report.html") == 1
     assert torch.__version__ in (tmp_path / "run" / "report.html").read_text()
 
@@ -96,7 +96,7 @@ def test_the_command_joins_a_launch(text, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     end = hyperep(*launcher, arguments=[*COMMAND, "--platform", "torch", "--text", text], folder=tmp_path)
     assert end.returncode == 0, end.stderr
-    assert end.stdout.count("losses agree") == 1  # said by rank 0 alone
+    assert end.stdout.count("every step agrees") == 1  # said by rank 0 alone
     assert len(read_metrics(tmp_path / "run", last_step=9)) == 2
 
 
