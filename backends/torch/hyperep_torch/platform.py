@@ -18,7 +18,7 @@ from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward
 from hyperep.sharding import Sharding
-from hyperep_torch import autodiff, collectives, grouped, groups, kernels, modules, rows, sharded, swiglu, transfer
+from hyperep_torch import autodiff, collectives, grouped, groups, modules, row_sums, rows, sharded, swiglu, transfer
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch.instruments import Instruments
@@ -111,9 +111,9 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     def sum_rows(  # noqa: D102
         self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if not kernels.usable(x):
-            return super().sum_rows(x, index, inverse, weights)
-        return rows.sum_rows(x, index, inverse, weights)
+        if row_sums.can_fuse(x, weights):
+            return rows.sum_rows(x, index, inverse, weights)
+        return super().sum_rows(x, index, inverse, weights)
 
     def grouped_matmul(  # noqa: D102
         self, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from hyperep_torch import collectives, kernels
+from hyperep_torch import collectives, kernels, row_sums
 from hyperep_torch.groups import group_size
 
 __all__ = ["exchange_rows", "gather_rows", "permute_rows", "sum_rows"]
@@ -40,10 +40,10 @@ class _PermuteRows(torch.autograd.Function):
 
 
 def sum_rows(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Weighted sums of rows by the Triton kernel; see the protocol."""
+    """Weighted sums of rows in one pass; see the protocol, and ``row_sums.can_fuse`` for what it takes."""
     if weights is None:
         return _SumRows.apply(x, index, inverse)
-    return _WeightedSumRows.apply(x, index, weights)
+    return _WeightedSumRows.apply(x, index, inverse, weights)
 
 
 class _SumRows(torch.autograd.Function):
@@ -51,7 +51,7 @@ class _SumRows(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(inverse)
         ctx.terms = index.shape[1]
-        return kernels.load().sum_rows(x.contiguous(), index.contiguous(), None)
+        return row_sums.sum_rows(x.contiguous(), index.contiguous(), None)
 
     @staticmethod
     @once_differentiable
@@ -64,17 +64,19 @@ class _WeightedSumRows(torch.autograd.Function):
     """Keeps the rows, because the gradient of a weight is its row's dot product with the cotangent."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         x, index, weights = x.contiguous(), index.contiguous(), weights.contiguous()
-        ctx.save_for_backward(x, index, weights)
-        return kernels.load().sum_rows(x, index, weights)
+        ctx.save_for_backward(x, index, inverse, weights)
+        return row_sums.sum_rows(x, index, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
-        x, index, weights = ctx.saved_tensors
-        grad_x, grad_weights = kernels.load().sum_rows_backward(g.contiguous(), x, index, weights)
-        return grad_x, None, grad_weights
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, None, torch.Tensor]:
+        x, index, inverse, weights = ctx.saved_tensors
+        grad_x, grad_weights = row_sums.sum_rows_backward(g.contiguous(), x, index, inverse, weights)
+        return grad_x, None, None, grad_weights
 
 
 def exchange_rows(

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums of rows by one pass over them, against the platform's default, which gathers, weights and adds."""
+
+import pytest
+import torch
+from hyperep_torch import row_sums
+
+from hyperep.platform.base import PlatformBase
+
+TOKENS, TERMS, DIM = 7, 3, 5
+
+
+def _case(dtype, index_dtype=torch.int64, tokens=TOKENS):
+    torch.manual_seed(tokens)
+    order = torch.randperm(tokens * TERMS)
+    # A transposed tensor: rows need not be contiguous.
+    rows = torch.randn(DIM, tokens * TERMS, dtype=dtype).T.requires_grad_()
+    weights = torch.rand(tokens, TERMS, dtype=dtype).requires_grad_()
+    cotangent = torch.randn(DIM, tokens, dtype=dtype).T
+    return rows, order.reshape(tokens, TERMS).to(index_dtype), torch.argsort(order).to(index_dtype), weights, cotangent
+
+
+def _results(function, rows, index, inverse, weights, cotangent):
+    inputs = [rows] if weights is None else [rows, weights]
+    out = function(rows, index, inverse, weights)
+    return [out, *torch.autograd.grad(out, inputs, cotangent)]
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 1, 0])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_gradients_are_the_defaults(platform, dtype, index_dtype, weighted, tokens):
+    rows, index, inverse, weights, cotangent = _case(dtype, index_dtype, tokens)
+    weights = weights if weighted else None
+    assert row_sums.can_fuse(rows, weights)
+    wanted = _results(
+        lambda *a: PlatformBase.sum_rows(platform, *a), rows, index.long(), inverse.long(), weights, cotangent
+    )
+    for ours, theirs in zip(_results(platform.sum_rows, rows, index, inverse, weights, cotangent), wanted, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_narrow_dtypes_and_mixed_ones_are_summed_in_float32(platform):
+    rows, index, inverse, weights, cotangent = _case(torch.bfloat16)
+    assert not row_sums.can_fuse(rows, weights)
+    assert not row_sums.can_fuse(rows.float(), weights)
+    out, grad_rows, grad_weights = _results(platform.sum_rows, rows, index, inverse, weights, cotangent)
+    exact = (rows.float()[index] * weights.float()[:, :, None]).sum(1)
+    assert torch.equal(out, exact.to(torch.bfloat16))
+    assert (grad_rows.dtype, grad_weights.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_no_weighted_rows_are_kept(platform):
+    rows, index, inverse, weights, _ = _case(torch.float32)
+    kept = platform.instruments.saved_bytes(lambda: platform.sum_rows(rows, index, inverse, weights), [])
+    assert kept == TOKENS * TERMS * (DIM * 4 + 4 + 8 + 8)  # rows, weights, index and inverse
