@@ -74,7 +74,7 @@ def message(
         empty[:, local : local + 3] = (fault.code, *fault.values)
         return platform.from_host(empty)
     xp = platform.xp
-    counts = xp.astype(tokens_per_expert, xp.int64)
+    counts = tokens_per_expert if tokens_per_expert.dtype == xp.int64 else xp.astype(tokens_per_expert, xp.int64)
     if experts:
         totals = xp.stack([xp.sum(counts), xp.min(counts)])  # [2]
     else:
