@@ -80,7 +80,7 @@ def message(
     else:
         totals = xp.zeros((2,), dtype=xp.int64)
     known = np.array([_NO_FAULT, rows.shape[0], math.prod(rows.shape[1:]), _dtype_number(xp, rows.dtype)], np.int64)
-    known_rows = platform.from_host(np.broadcast_to(known, (ranks, known.size)))  # [R, 4]
+    known_rows = platform.from_host(np.tile(known, (ranks, 1)))  # [R, 4]
     return xp.concat([xp.reshape(counts, (ranks, local)), known_rows, xp.broadcast_to(totals, (ranks, 2))], axis=1)
 
 

@@ -93,14 +93,16 @@ def draw(sweep: str, measured: Sequence[tuple[Point, Mapping[str, Any]]], title:
         values = [value for value, _ in of_line]
         _plot(axes, values, [r for _, r in of_line], "forward_backward", line)
     of_first = [(point.value, record) for point, record in measured if point.line == measured[0][0].line]
-    for contestant, label in (("limit", "limit: raw exchanges and dense products"), ("naive", "naive way")):
+    looks = (("limit", "limit: raw exchanges and dense products", "0.45"), ("naive", "naive way", "tab:red"))
+    for contestant, label, color in looks:
         if all(contestant in record["spread_ms"] for _, record in of_first):
-            _plot(axes, [v for v, _ in of_first], [r for _, r in of_first], contestant, label)
+            _plot(axes, [v for v, _ in of_first], [r for _, r in of_first], contestant, label, color)
     if sweep != "skew":
         axes.set_xscale("log", base=2)
         axes.set_xticks(SWEEPS[sweep], [f"{value:g}" for value in SWEEPS[sweep]])
     if sweep == "tokens":
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel=_LABELS[sweep], ylabel="ms, forward + backward", title=title)
@@ -110,10 +112,15 @@ def draw(sweep: str, measured: Sequence[tuple[Point, Mapping[str, Any]]], title:
 
 
 def _plot(
-    axes: Any, values: Sequence[float], records: Sequence[Mapping[str, Any]], contestant: str, label: str
+    axes: Any,
+    values: Sequence[float],
+    records: Sequence[Mapping[str, Any]],
+    contestant: str,
+    label: str,
+    color: str | None = None,
 ) -> None:
     """A line through the medians, and the middle half of the repetitions as a band."""
     medians = [record[f"{contestant}_ms"] for record in records]
     low, high = zip(*(record["spread_ms"][contestant] for record in records), strict=True)
-    (line,) = axes.plot(values, medians, marker="o", label=label)
+    (line,) = axes.plot(values, medians, marker="o", label=label, color=color)
     axes.fill_between(values, low, high, alpha=0.2, color=line.get_color(), linewidth=0)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 __all__ = ["bench"]
 
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def bench(
@@ -43,8 +43,8 @@ def bench(
     Each rank has one thread, unless the environment says otherwise: several ranks share the machine's cores.
     """
     # Before NumPy is loaded, which reads this only then; ranks may be threads of this process.
-    for variable in _ONE_THREAD:
-        os.environ.setdefault(variable, "1")
+    if not any(variable in os.environ for variable in _THREADS):
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
     # Here, so that the help of this command does not need NumPy.
     from hyperep.bench.launch import start
     from hyperep.bench.report import notes, table

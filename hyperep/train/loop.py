@@ -78,7 +78,7 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
             if not math.isfinite(result.loss):
                 raise ValueError(f"the loss is {result.loss} at step {state.step}; try a lower --lr than {chosen.lr:g}")
             if reference is not None:
-                record["reference_loss"] = reference.step(batch, state, result.loss)
+                record["reference_loss"] = reference.step(batch, state, result)
             records.append(record)
             for consume in write:
                 consume(record)

@@ -93,6 +93,7 @@ def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict:
         rows[f"Rows per expert, layer {layer}"] = " ".join(str(n) for n in load)
     if verdict is not None:
         rows["Largest deviation of a loss"] = f"{verdict.loss.value:.2e} at step {verdict.loss.step}"
+        rows["Largest deviation of the gradient's norm"] = f"{verdict.norm.value:.2e} at step {verdict.norm.step}"
         rows["Largest deviation of a change"] = f"{verdict.change.value:.2e} at step {verdict.change.step}"
     return rows
 

@@ -18,9 +18,9 @@ def summarize(settings: Settings, records: Sequence[dict[str, Any]], verdict: Ve
     """Plain data about a finished run.
 
     Returns:
-        ``first_loss`` and ``last_loss``; ``tokens_per_s``, the median of the steps; ``seconds``, the sum
-        of them; ``load_imbalance``, the mean of the
-        last tenth of them; ``verified``, which is ``None`` if nobody asked; and ``lines``, which say it to people.
+        ``steps``, how many were taken in all; ``first_loss`` and ``last_loss``; ``tokens_per_s``, the median over the
+        steps; ``seconds``, their sum; ``load_imbalance``, its mean over the last tenth of the steps; ``verified`` and
+        ``largest_deviation`` of a loss, which are ``None`` if nobody asked; and ``lines``, which say it to people.
     """
     first, last = records[0], records[-1]
     tail = records[-max(1, len(records) // 10) :]

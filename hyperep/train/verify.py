@@ -3,9 +3,12 @@
 
 Two runs that are left to themselves part, though nothing is wrong: a router's choice is a jump, and where two experts
 are nearly level rounding decides. So the unsharded model does not train on its own. It begins every step where the
-sharded one began it, and two things are compared: the loss, and what the step changed, for the parameters and both
-moments of the optimizer. The change of the first moment holds the gradient, scale and all, which the parameters alone
-would hide, because Adam divides by it.
+sharded one began it, and three things are compared: the loss; the norm of the whole gradient before it is clipped; and
+what the step changed, in the parameters and both moments of the optimizer. Each sees what the others may hide: clipping
+divides away a scale that all gradients share, and AdamW one that a parameter's gradient has to itself, which its first
+moment still shows.
+
+The cost of a step, besides the step itself: every parameter and both moments are gathered and copied to rank 0's host.
 """
 
 from __future__ import annotations
@@ -21,15 +24,15 @@ from hyperep.platform.protocol import Platform
 from hyperep.train import whole_state
 from hyperep.train.precision import choose_dtype
 from hyperep.train.settings import Settings
-from hyperep.train.trainer import TrainState, new_state, train_step
+from hyperep.train.trainer import StepResult, TrainState, new_state, train_step
 
 __all__ = ["CHANGE_TOLERANCE", "LOSS_TOLERANCE", "Deviation", "Reference", "Verdict", "change_deviation"]
 
 LOSS_TOLERANCE = 1e-4
 """Largest relative deviation of a step's loss."""
 CHANGE_TOLERANCE: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-1}
-"""Largest relative deviation of what a step changed in a tensor. In float32 a token near a tie may go to another
-expert, which by itself was seen to change the gradient of a tensor by up to 0.06 (docs/training.md)."""
+"""Largest relative deviation of the gradient's norm, and of what a step changed in a tensor. In float32 a token near a
+tie may go to another expert, which alone was seen to change a tensor's gradient by up to 0.06 (docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,9 @@ class Deviation:
 
     def or_larger(self, value: float, step: int, place: int = 0) -> Deviation:
         """This one, or the new one if it is larger; one that is no number counts as larger than any."""
-        return (
-            self
-            if self.step and value <= self.value
-            else Deviation(math.inf if math.isnan(value) else value, step, place)
-        )
+        if self.step and value <= self.value:
+            return self
+        return Deviation(math.inf if math.isnan(value) else value, step, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +57,29 @@ class Verdict:
     """How far the sharded model was from the unsharded one."""
 
     loss: Deviation
+    norm: Deviation
     change: Deviation
-    change_tolerance: float
     changed: str
     """The tensor of the largest deviation."""
+    tolerance: float
+    """For the norm and the changes."""
 
     @property
     def passed(self) -> bool:
-        """Whether every step was within the tolerances."""
-        return self.loss.value <= LOSS_TOLERANCE and self.change.value <= self.change_tolerance
+        """Whether there were steps, and every one was within the tolerances."""
+        within = self.loss.value <= LOSS_TOLERANCE and max(self.norm.value, self.change.value) <= self.tolerance
+        return self.loss.step > 0 and within
 
     def describe(self) -> str:
-        """Two sentences."""
+        """One or two sentences."""
+        if not self.loss.step:
+            return "nothing was verified: no step was taken"
         outcome = "every step agrees with that" if self.passed else "steps DIFFER from those"
         return (
-            f"{outcome} of the unsharded model from the same weights. Largest relative deviation of a "
-            f"loss: {self.loss.value:.2e}, at step {self.loss.step} (allowed: {LOSS_TOLERANCE:g}); of what a step "
-            f"changed in a tensor: {self.change.value:.2e}, at step {self.change.step} in {self.changed} "
-            f"(allowed: {self.change_tolerance:g})"
+            f"{outcome} of the unsharded model from the same weights. Largest relative deviations: of a loss "
+            f"{self.loss.value:.2e}, at step {self.loss.step} (allowed: {LOSS_TOLERANCE:g}); of the gradient's norm "
+            f"{self.norm.value:.2e}, at step {self.norm.step}, and of what a step changed in a tensor "
+            f"{self.change.value:.2e}, at step {self.change.step} in {self.changed} (allowed: {self.tolerance:g})"
         )
 
 
@@ -86,13 +92,13 @@ class Reference:
     def __init__(self, platform: Platform[Any], settings: Settings, state: TrainState) -> None:
         self._platform, self._settings = platform, settings
         self._dtype = choose_dtype(platform, settings.dtype)
-        self._loss = self._change = Deviation()
+        self._loss = self._norm = self._change = Deviation()
         self._tensors = _tensors(state)
         self._begin = whole_state.gather(platform, state)
         self._state = new_state(platform, settings, unsharded=True) if platform.rank == 0 else None
 
-    def step(self, batch: np.ndarray, state: TrainState, loss: float) -> float | None:
-        """Take the step again that led to *state*, on *batch* and with *loss*. Collective.
+    def step(self, batch: np.ndarray, state: TrainState, result: StepResult) -> float | None:
+        """Take the step again that led to *state* and *result* on *batch*. Collective.
 
         Returns:
             The loss of the unsharded model, on rank 0.
@@ -105,29 +111,34 @@ class Reference:
         own = whole_state.place(
             platform, self._state, lambda kind, name: begin[kind][name], step=step - 1, dtype=self._dtype
         )
-        own, result = train_step(platform, self._settings, own, batch)
+        own, own_result = train_step(platform, self._settings, own, batch)
         own_end = whole_state.gather(platform, own)
-        self._loss = self._loss.or_larger(abs(loss - result.loss) / abs(result.loss), step)
+        self._loss = self._loss.or_larger(_relative(result.loss, own_result.loss), step)
+        self._norm = self._norm.or_larger(_relative(result.gradient_norm, own_result.gradient_norm), step)
         for place, (kind, name) in enumerate(self._tensors):
             deviation = change_deviation(begin[kind][name], end[kind][name], own_end[kind][name])
             self._change = self._change.or_larger(deviation, step, place)
         self._state, self._begin = own, end
-        return result.loss
+        return own_result.loss
 
     def agree(self) -> Verdict:
         """Rank 0's verdict, on every rank. Collective."""
-        found = [self._loss.value, self._loss.step, self._change.value, self._change.step, self._change.place]
-        mine = self._platform.from_host(np.array(found, np.float32))
-        loss, loss_step, change, change_step, place = self._platform.to_host(self._platform.broadcast(mine, 0))[
-            0
-        ].tolist()
-        kind, name = self._tensors[int(place)]
+        deviations = (self._loss, self._norm, self._change)
+        mine = np.array([[d.value, d.step, d.place] for d in deviations], np.float32)
+        (found,) = self._platform.to_host(self._platform.broadcast(self._platform.from_host(mine), 0))
+        loss, norm, change = (Deviation(float(value), int(step), int(place)) for value, step, place in found)
+        kind, name = self._tensors[change.place]
         return Verdict(
-            loss=Deviation(loss, int(loss_step)),
-            change=Deviation(change, int(change_step), int(place)),
-            change_tolerance=CHANGE_TOLERANCE[self._dtype],
+            loss=loss,
+            norm=norm,
+            change=change,
             changed=name if kind == "model" else f"the {kind} of {name}",
+            tolerance=CHANGE_TOLERANCE[self._dtype],
         )
+
+
+def _relative(value: float, reference: float) -> float:
+    return abs(value - reference) / abs(reference) if reference else abs(value - reference)
 
 
 def _tensors(state: TrainState) -> list[tuple[str, str]]:

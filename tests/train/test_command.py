@@ -42,7 +42,8 @@ def test_a_run_says_how_it_went(command, tmp_path):
     assert status == 0, errors
     assert "loss 5." in output
     assert (
-        "every step agrees with that of the unsharded model from the same weights. Largest relative deviation" in output
+        "every step agrees with that of the unsharded model from the same weights. Largest relative deviations"
+        in output
     )
     assert f"report: {tmp_path / 'out'}/report.html" in output.replace("\n", "")
     assert "load max/mean" in errors

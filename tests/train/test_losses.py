@@ -11,7 +11,7 @@ from hyperep.loopback import LoopbackPlatform, run
 from hyperep.train import gradients, trainer, verify
 from hyperep.train.batches import own_part
 from hyperep.train.trainer import new_state, train_step
-from hyperep.train.verify import Deviation, change_deviation
+from hyperep.train.verify import Deviation, Verdict, change_deviation
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -74,6 +74,12 @@ def _sum_experts_too(platform, parameters, own, parallel, others=()):
 gradients_sum = gradients.sum_gradients
 
 
+def _all_too_large(platform, parameters, own, parallel, others=()):
+    """Clipping divides it away before anything is changed."""
+    summed, totals = gradients_sum(platform, parameters, own, parallel, others)
+    return {n: g * (1.0 if parallel.mesh is None else parallel.data_ranks) for n, g in summed.items()}, totals
+
+
 def _gate_too_large(platform, parameters, own, parallel, others=()):
     """The global norm hardly sees it, and AdamW divides it away."""
     summed, totals = gradients_sum(platform, parameters, own, parallel, others)
@@ -82,10 +88,11 @@ def _gate_too_large(platform, parameters, own, parallel, others=()):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("fault", [_sum_nothing, _sum_experts_too, _gate_too_large])
+@pytest.mark.parametrize("fault", [_sum_nothing, _sum_experts_too, _all_too_large, _gate_too_large])
 def test_verification_fails_where_gradients_are_reduced_wrongly(train, small, monkeypatch, fault, dtype):
     monkeypatch.setattr(trainer, "sum_gradients", fault)
-    summary, records = train(2, small(verify=True, dtype=dtype))
+    summary, records = train(2, small(verify=True, dtype=dtype, clip_norm=0.1))
+    assert all(record["gradient_norm"] > 0.1 for record in records)
     assert summary["verified"] is False
     assert len(records) == 4  # all of the run is there to be looked at
     assert any("DIFFER" in line for line in summary["lines"])
@@ -117,10 +124,25 @@ def test_verification_fails_where_a_part_is_not_updated(train, small, monkeypatc
     assert any("in layer0.moe.experts.w" in line or "in layer1.moe.experts.w" in line for line in summary["lines"])
 
 
-def test_float32_runs_stay_verified_where_runs_of_their_own_would_part(train, small):
-    summary, records = train(2, small(verify=True, dtype="float32", steps=60))
+def test_the_unsharded_model_begins_where_the_sharded_one_began(train, small, monkeypatch):
+    step = verify.Reference.step
+
+    def from_elsewhere(self, *arguments):
+        if self._state is not None:
+            for parameter in self._state.parameters.values():
+                self._platform.assign(parameter, self._platform.local(parameter) * 1.01)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(verify.Reference, "step", from_elsewhere)
+    summary, _ = train(2, small(verify=True))
     assert summary["verified"] is True
-    assert all(abs(r["loss"] - r["reference_loss"]) < 1e-5 for r in records)
+    assert summary["largest_deviation"] < 1e-12
+
+
+def test_where_no_step_was_taken_nothing_was_verified():
+    verdict = Verdict(loss=Deviation(), norm=Deviation(), change=Deviation(), changed="gate", tolerance=0.1)
+    assert not verdict.passed
+    assert verdict.describe() == "nothing was verified: no step was taken"
 
 
 def test_a_change_is_compared_with_the_change_and_not_with_the_weights():
@@ -130,7 +152,20 @@ def test_a_change_is_compared_with_the_change_and_not_with_the_weights():
     assert change_deviation(begin, begin + 1, begin) == math.inf
 
 
+def test_a_verdict_names_the_tensor_and_where_it_was():
+    verdict = Verdict(
+        loss=Deviation(0.0, 1),
+        norm=Deviation(0.0, 1),
+        change=Deviation(0.5, 3),
+        changed="the mean of gate",
+        tolerance=0.1,
+    )
+    assert not verdict.passed
+    assert "5.00e-01, at step 3 in the mean of gate (allowed: 0.1)" in verdict.describe()
+
+
 def test_the_largest_deviation_is_kept_and_no_number_is_larger_than_any():
+    assert Deviation().or_larger(0.0, 1) == Deviation(0.0, 1)
     first = Deviation().or_larger(0.2, 1, 5)
     assert first.or_larger(0.1, 2, 6) == first
     assert first.or_larger(math.nan, 3, 7) == Deviation(math.inf, 3, 7)

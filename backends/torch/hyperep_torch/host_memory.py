@@ -2,8 +2,9 @@
 """Memory of a rank's tensors on the CPU: on huge pages, and kept by the process once it has it.
 
 A step frees what it needed, and the next one needs the same again. The C library gives large blocks back to the kernel
-in between, and gets them again page by page, filled with zeros. Gradients of many experts are large: with 512 of them
-this was a third of a layer's time (docs/performance.md).
+in between, and gets them again page by page, filled with zeros. Gradients of many experts are large (figures are in
+docs/performance.md). Kept is what the main thread allocates, which is where a training step on the CPU runs; what a
+process needed once, it holds until it ends.
 """
 
 from __future__ import annotations

@@ -48,10 +48,15 @@ class Instruments:
             return torch.cuda.max_memory_allocated(self.device) - before
         # The profiler sees each allocation, and nothing else knows of those on the CPU.
         profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-        with _silent_stderr(), profile as recorded:
+        with _silent_stderr():
+            profile.start()
+        try:
             function()
+        finally:
+            with _silent_stderr():
+                profile.stop()
         in_use = peak = 0
-        events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         for event in sorted(events, key=lambda event: event.start_ns()):
             in_use += event.nbytes()
             peak = max(peak, in_use)

@@ -25,12 +25,23 @@ def local_part(value: Any) -> Any:
 
 
 def local_parts(tensors: Sequence[DTensor]) -> tuple[torch.Tensor, ...]:
-    """What :func:`local_part` is for each of *tensors*; their gradients become DTensors in one step of backward."""
-    # The compiler knows to_local, and what becomes of it. A pending sum has a gradient of another layout than its own.
-    simple = all(isinstance(p, Shard | Replicate) for tensor in tensors for p in tensor.placements)
-    if len(tensors) == 0 or not simple or torch.compiler.is_compiling():
+    """What :func:`local_part` is for each of *tensors*; their gradients become DTensors in one step of backward.
+
+    A tensor that needs no gradient gets none computed. One that is then not used has the gradient ``None``, as ever,
+    but hooks that somebody registered on it are called with that.
+    """
+    # One node of autograd marks all of its outputs as differentiable; so it is for those that are.
+    together = [x for x in tensors if x.requires_grad and _is_simple(x)]
+    # The compiler knows to_local, and what becomes of it.
+    if len(together) < 2 or torch.compiler.is_compiling():
         return tuple(tensor.to_local() for tensor in tensors)
-    return _OpenAll.apply(*tensors)
+    opened = {id(x): part for x, part in zip(together, _OpenAll.apply(*together), strict=True)}
+    return tuple(opened[id(x)] if id(x) in opened else x.to_local() for x in tensors)
+
+
+def _is_simple(tensor: DTensor) -> bool:
+    """Whether the gradient has the layout of the tensor; that of a pending sum has another."""
+    return all(isinstance(placement, Shard | Replicate) for placement in tensor.placements)
 
 
 class _OpenAll(torch.autograd.Function):
@@ -51,9 +62,14 @@ class _OpenAll(torch.autograd.Function):
 
 
 def _as_gradient(gradient: torch.Tensor, spec: Any, stride: tuple[int, ...]) -> DTensor:
-    known = gradient.stride() == stride and gradient.dtype == spec.tensor_meta.dtype
-    if not known or torch.is_grad_enabled():
-        # The layout of the whole has to be found out; or somebody differentiates the gradient itself.
-        return DTensor.from_local(gradient, spec.mesh, spec.placements, run_check=False)
+    """The DTensor of which this rank's part is *gradient*, with the shape and strides that the parameter has."""
+    if gradient.stride() != stride:
+        gradient = torch.empty_strided(gradient.shape, stride, dtype=gradient.dtype, device=gradient.device).copy_(
+            gradient
+        )
+    if torch.is_grad_enabled() or gradient.dtype != spec.tensor_meta.dtype:
+        # Somebody differentiates the gradient itself; or the layout has another dtype, as in FSDP2's mixed precision.
+        whole = {"shape": spec.tensor_meta.shape, "stride": spec.tensor_meta.stride}
+        return DTensor.from_local(gradient, spec.mesh, spec.placements, run_check=False, **whole)
     # A copy, because PyTorch's operators write into the layouts of their results.
     return DTensor(gradient, copy.copy(spec), requires_grad=False)

@@ -111,7 +111,7 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     def sum_rows(  # noqa: D102
         self, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if row_sums.can_fuse(x, weights):
+        if row_sums.can_fuse(x, index, weights):
             return rows.sum_rows(x, index, inverse, weights)
         return super().sum_rows(x, index, inverse, weights)
 

@@ -15,10 +15,12 @@ from hyperep_torch import kernels
 __all__ = ["can_fuse", "sum_rows", "sum_rows_backward"]
 
 
-def can_fuse(x: torch.Tensor, weights: torch.Tensor | None) -> bool:
+def can_fuse(x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> bool:
     """Whether the functions here take these. On the CPU no narrow dtypes: sums would be taken in them."""
+    if kernels.usable(x):
+        return True
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return kernels.usable(x) or (on_cpu and (weights is None or weights.dtype == x.dtype))
+    return on_cpu and index.shape[1] > 0 and (weights is None or weights.dtype == x.dtype)
 
 
 def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
@@ -29,17 +31,28 @@ def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | No
 
 
 def sum_rows_backward(
-    g: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of *rows* and *weights* in :func:`sum_rows`, where row ``i`` is entry ``inverse[i]`` of *index*."""
-    if kernels.usable(rows):
+    g: torch.Tensor,
+    rows: torch.Tensor | None,
+    index: torch.Tensor,
+    inverse: torch.Tensor,
+    weights: torch.Tensor,
+    needs_rows: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of *rows*, if needed, and of *weights*, if the rows are there.
+
+    Row ``i`` is entry ``inverse[i]`` of the flattened *index*.
+    """
+    if rows is not None and kernels.usable(rows):
         return kernels.load().sum_rows_backward(g, rows, index, weights)
     tokens, terms = index.shape
-    token = inverse // max(terms, 1)
-    grad_rows = g.index_select(0, token).mul_(weights.reshape(-1, 1).index_select(0, inverse))
-    # The dot product of each row with its token's cotangent; what PyTorch's own backward of embedding_bag calls.
-    first = torch.arange(0, tokens * terms, max(terms, 1), device=g.device)
-    grad_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        g, rows, index.reshape(-1), first, torch.arange(tokens, device=g.device).repeat_interleave(terms), 0
-    )
-    return grad_rows, grad_weights.reshape(tokens, terms)
+    grad_rows = grad_weights = None
+    if needs_rows:
+        grad_rows = g.index_select(0, inverse // terms)
+        grad_rows.mul_(weights.reshape(-1, 1).index_select(0, inverse))
+    if rows is not None:
+        # The dot product of each row with its token's cotangent; what PyTorch's own backward of embedding_bag calls.
+        token = torch.arange(tokens).repeat_interleave(terms, output_size=tokens * terms)
+        grad_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            g, rows, index.reshape(-1), torch.arange(0, tokens * terms, terms), token, 0
+        ).reshape(tokens, terms)
+    return grad_rows, grad_weights

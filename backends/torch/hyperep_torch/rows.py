@@ -61,21 +61,22 @@ class _SumRows(torch.autograd.Function):
 
 
 class _WeightedSumRows(torch.autograd.Function):
-    """Keeps the rows, because the gradient of a weight is its row's dot product with the cotangent."""
+    """Keeps the rows where weights want a gradient, which is their dot product with the cotangent."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         x, index, weights = x.contiguous(), index.contiguous(), weights.contiguous()
-        ctx.save_for_backward(x, index, inverse, weights)
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, index, inverse, weights)
         return row_sums.sum_rows(x, index, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None, None, torch.Tensor]:
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, None, torch.Tensor | None]:
         x, index, inverse, weights = ctx.saved_tensors
-        grad_x, grad_weights = row_sums.sum_rows_backward(g.contiguous(), x, index, inverse, weights)
+        needs_x = ctx.needs_input_grad[0]
+        grad_x, grad_weights = row_sums.sum_rows_backward(g.contiguous(), x, index, inverse, weights, needs_x)
         return grad_x, None, None, grad_weights
 
 

@@ -52,6 +52,8 @@ def test_a_program_that_does_not_exist_is_an_error_of_the_ranks():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="allocation is tuned on glibc")
 @pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
 def test_a_rank_keeps_the_memory_that_it_has_unless_its_user_says_otherwise(chosen, kept, monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     faults = launcher.run("torch", "programs:faults_of_a_second_tensor", {}, 1, deadline=60)

@@ -33,7 +33,7 @@ def _results(function, rows, index, inverse, weights, cotangent):
 def test_values_and_gradients_are_the_defaults(platform, dtype, index_dtype, weighted, tokens):
     rows, index, inverse, weights, cotangent = _case(dtype, index_dtype, tokens)
     weights = weights if weighted else None
-    assert row_sums.can_fuse(rows, weights)
+    assert row_sums.can_fuse(rows, index, weights)
     wanted = _results(
         lambda *a: PlatformBase.sum_rows(platform, *a), rows, index.long(), inverse.long(), weights, cotangent
     )
@@ -44,8 +44,8 @@ def test_values_and_gradients_are_the_defaults(platform, dtype, index_dtype, wei
 
 def test_narrow_dtypes_and_mixed_ones_are_summed_in_float32(platform):
     rows, index, inverse, weights, cotangent = _case(torch.bfloat16)
-    assert not row_sums.can_fuse(rows, weights)
-    assert not row_sums.can_fuse(rows.float(), weights)
+    assert not row_sums.can_fuse(rows, index, weights)
+    assert not row_sums.can_fuse(rows.float(), index, weights)
     out, grad_rows, grad_weights = _results(platform.sum_rows, rows, index, inverse, weights, cotangent)
     exact = (rows.float()[index] * weights.float()[:, :, None]).sum(1)
     assert torch.equal(out, exact.to(torch.bfloat16))
@@ -56,3 +56,24 @@ def test_no_weighted_rows_are_kept(platform):
     rows, index, inverse, weights, _ = _case(torch.float32)
     kept = platform.instruments.saved_bytes(lambda: platform.sum_rows(rows, index, inverse, weights), [])
     assert kept == TOKENS * TERMS * (DIM * 4 + 4 + 8 + 8)  # rows, weights, index and inverse
+
+
+@pytest.mark.parametrize("frozen", ["rows", "weights"])
+def test_only_what_is_needed_is_kept_and_computed(platform, frozen):
+    rows, index, inverse, weights, cotangent = _case(torch.float32)
+    rows, weights = (x.detach() if name == frozen else x for name, x in (("rows", rows), ("weights", weights)))
+    kept = platform.instruments.saved_bytes(lambda: platform.sum_rows(rows, index, inverse, weights), [])
+    assert kept == TOKENS * TERMS * (4 + 8 + 8 + (DIM * 4 if frozen == "rows" else 0))
+    (found,) = torch.autograd.grad(
+        platform.sum_rows(rows, index, inverse, weights), weights if frozen == "rows" else rows, cotangent
+    )
+    exact = rows.detach().double()[index] @ cotangent.double()[:, :, None]  # [T, K, 1]
+    if frozen == "weights":
+        exact = (cotangent[:, None] * weights[:, :, None]).reshape(-1, DIM)[inverse]
+    torch.testing.assert_close(found, exact.reshape(found.shape).float())
+
+
+def test_tokens_that_go_nowhere_sum_to_zero(platform):
+    nothing = torch.zeros(0, dtype=torch.int64)
+    out = platform.sum_rows(torch.zeros(0, DIM), nothing.reshape(TOKENS, 0), nothing, torch.zeros(TOKENS, 0))
+    assert torch.equal(out, torch.zeros(TOKENS, DIM))
