@@ -29,7 +29,8 @@ def has_native_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     if not hasattr(F, "grouped_mm"):
         return False
     if device.type == "cpu":
-        return dtype in (torch.float32, torch.bfloat16)
+        # torch.compile's model of grouped_mm knows bfloat16 alone, and refuses what the kernel takes.
+        return dtype == torch.bfloat16 or (dtype == torch.float32 and not torch.compiler.is_compiling())
     if device.type == "cuda":
         return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
     return False
