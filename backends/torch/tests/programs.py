@@ -38,11 +38,13 @@ def write_pid_and_sleep(platform, folder):
     time.sleep(120)
 
 
-def faults_of_a_second_tensor(platform):
-    def faults():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def faults_of_the_next_tensor(platform):
+    """Page faults of a tensor of 400 MB, when one of that size was there before; the least of several tries."""
 
-    platform.xp.ones((100, 1_000_000))
-    before = faults()
-    platform.xp.ones((100, 1_000_000))
-    return faults() - before
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        platform.xp.ones((100, 1_000_000))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    return min(faults() for _ in range(5))

@@ -56,7 +56,7 @@ def test_a_rank_keeps_the_memory_that_it_has_unless_its_user_says_otherwise(chos
         monkeypatch.delenv(name, raising=False)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
-    faults = launcher.run("torch", "programs:faults_of_a_second_tensor", {}, 1, deadline=60)
+    faults = launcher.run("torch", "programs:faults_of_the_next_tensor", {}, 1, deadline=60)
     # 400 MB are 200 huge pages, or 100,000 small ones.
     assert faults < 20 if kept else faults > 100
 
