@@ -46,7 +46,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Times of the layers of *cases* and of what each is compared with; all of them take turns."""
     platform, names = cases[0].platform, ", ".join(dict.fromkeys(case.shape.name for case in cases))
-    reason = reason_against(platform) if naive else "left out on request"
+    reason = reason_against(platform) if naive else "not asked for"
     contestants: dict[tuple[int, str], Callable[[], Any]] = {}
     for number, case in enumerate(cases):
         own = {"forward": case.forward, "forward_backward": case.forward_backward, "limit": case.limit}

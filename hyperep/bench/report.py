@@ -47,6 +47,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the table leaves open: why the naive way was left out, and bytes that are not those of the theory."""
     lines = [f"{r['shape']}: no naive way ({r['naive_left_out']})" for r in records if r["naive_left_out"]]
+    lines = list(dict.fromkeys(lines))  # the points of a sweep have one name
     lines += [
         f"{r['shape']}: {r['wire_bytes']} bytes on the wire, but {r['wire_bytes_theory']} are needed"
         for r in records

@@ -26,7 +26,10 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is timed, in turns.")] = 10,
-    naive: Annotated[bool, typer.Option(help="Compare with the naive way, which takes its time.")] = True,
+    naive: Annotated[
+        bool | None,
+        typer.Option(help="Compare with the naive way, which takes its time.", show_default="without --sweep: naive"),
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="Vary one thing and draw a picture: experts, tokens, ranks or skew.")
     ] = None,
@@ -51,6 +54,8 @@ def bench(
     from hyperep.bench.shapes import preset
     from hyperep.bench.sweep import swept
 
+    # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
+    naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
     shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
     path = None

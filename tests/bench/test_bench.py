@@ -180,7 +180,7 @@ def test_command_prints_json(capsys):
     (record,) = json.loads(capsys.readouterr().out)
     assert set(record) >= KEYS
     assert (record["shape"], record["ranks"]) == ("finest", 2)
-    assert record["naive_left_out"] == "left out on request"
+    assert record["naive_left_out"] == "not asked for"
 
 
 def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
@@ -206,6 +206,7 @@ def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
     assert "small 2" in shown.out
     assert "small 4" in shown.out
     assert shown.err.count("timing small") == 1  # one block, in which both points take turns
+    assert shown.out.count("no naive way (not asked for)") == 1  # it would take most of the time
 
 
 @pytest.mark.parametrize(
