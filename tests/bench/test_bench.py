@@ -144,7 +144,8 @@ def test_progress_is_a_bar_on_a_terminal_a_line_elsewhere_and_nothing_on_other_r
     assert bool(shown) == visible
 
 
-def test_ranks_that_are_threads_have_one_thread_each():
+@pytest.mark.parametrize(("chosen", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "2"}, None)])
+def test_ranks_that_are_threads_have_one_thread_each_unless_somebody_chose(chosen, threads):
     program = (
         "import os, sys; from hyperep.cli import main\n"
         "sys.meta_path.insert(0, type('Spy', (), {'find_spec': staticmethod(lambda name, *_: "
@@ -152,8 +153,9 @@ def test_ranks_that_are_threads_have_one_thread_each():
         "main(['bench', '--platform', 'loopback', '--repetitions', '1', '--shape', 'finest', '--no-naive'])"
     )
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment |= chosen
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("threads 1\n")
+    assert done.stdout.startswith(f"threads {threads}\n")
 
 
 def test_no_naive_way_without_assignment_by_index():

@@ -17,10 +17,10 @@ __all__ = ["can_fuse", "sum_rows", "sum_rows_backward"]
 
 def can_fuse(x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> bool:
     """Whether the functions here take these. On the CPU no narrow dtypes: sums would be taken in them."""
-    if kernels.usable(x):
-        return True
+    if not index.shape[1]:
+        return False
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return on_cpu and index.shape[1] > 0 and (weights is None or weights.dtype == x.dtype)
+    return kernels.usable(x) or (on_cpu and (weights is None or weights.dtype == x.dtype))
 
 
 def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
