@@ -27,13 +27,13 @@ def local_part(value: Any) -> Any:
 def local_parts(tensors: Sequence[DTensor]) -> tuple[torch.Tensor, ...]:
     """What :func:`local_part` is for each of *tensors*; their gradients become DTensors in one step of backward.
 
-    A tensor that needs no gradient gets none computed. One that is then not used has the gradient ``None``, as ever,
-    but hooks that somebody registered on it are called with that.
+    For a tensor that needs no gradient none is computed. One that needs it and is not used has the gradient ``None``,
+    as ever; but hooks that somebody registered on it are called with that.
     """
     # One node of autograd marks all of its outputs as differentiable; so it is for those that are.
     together = [x for x in tensors if x.requires_grad and _is_simple(x)]
     # The compiler knows to_local, and what becomes of it.
-    if len(together) < 2 or torch.compiler.is_compiling():
+    if not together or torch.compiler.is_compiling():
         return tuple(tensor.to_local() for tensor in tensors)
     opened = {id(x): part for x, part in zip(together, _OpenAll.apply(*together), strict=True)}
     return tuple(opened[id(x)] if id(x) in opened else x.to_local() for x in tensors)
@@ -64,9 +64,7 @@ class _OpenAll(torch.autograd.Function):
 def _as_gradient(gradient: torch.Tensor, spec: Any, stride: tuple[int, ...]) -> DTensor:
     """The DTensor of which this rank's part is *gradient*, with the shape and strides that the parameter has."""
     if gradient.stride() != stride:
-        gradient = torch.empty_strided(gradient.shape, stride, dtype=gradient.dtype, device=gradient.device).copy_(
-            gradient
-        )
+        gradient = gradient.new_empty_strided(gradient.shape, stride).copy_(gradient)
     if torch.is_grad_enabled() or gradient.dtype != spec.tensor_meta.dtype:
         # Somebody differentiates the gradient itself; or the layout has another dtype, as in FSDP2's mixed precision.
         whole = {"shape": spec.tensor_meta.shape, "stride": spec.tensor_meta.stride}
