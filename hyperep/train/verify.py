@@ -42,14 +42,14 @@ class Deviation:
     value: float = 0.0
     """Relative."""
     step: int = 0
-    place: int = 0
-    """Number of the tensor, in the order of :func:`_tensors`."""
+    tensor: int = 0
+    """Its number, in the order of :func:`_tensors`."""
 
-    def or_larger(self, value: float, step: int, place: int = 0) -> Deviation:
+    def or_larger(self, value: float, step: int, tensor: int = 0) -> Deviation:
         """This one, or the new one if it is larger; one that is no number counts as larger than any."""
         if self.step and value <= self.value:
             return self
-        return Deviation(math.inf if math.isnan(value) else value, step, place)
+        return Deviation(math.inf if math.isnan(value) else value, step, tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,19 +115,19 @@ class Reference:
         own_end = whole_state.gather(platform, own)
         self._loss = self._loss.or_larger(_relative(result.loss, own_result.loss), step)
         self._norm = self._norm.or_larger(_relative(result.gradient_norm, own_result.gradient_norm), step)
-        for place, (kind, name) in enumerate(self._tensors):
+        for number, (kind, name) in enumerate(self._tensors):
             deviation = change_deviation(begin[kind][name], end[kind][name], own_end[kind][name])
-            self._change = self._change.or_larger(deviation, step, place)
+            self._change = self._change.or_larger(deviation, step, number)
         self._state, self._begin = own, end
         return own_result.loss
 
     def agree(self) -> Verdict:
         """Rank 0's verdict, on every rank. Collective."""
         deviations = (self._loss, self._norm, self._change)
-        mine = np.array([[d.value, d.step, d.place] for d in deviations], np.float32)
+        mine = np.array([[d.value, d.step, d.tensor] for d in deviations], np.float32)
         (found,) = self._platform.to_host(self._platform.broadcast(self._platform.from_host(mine), 0))
-        loss, norm, change = (Deviation(float(value), int(step), int(place)) for value, step, place in found)
-        kind, name = self._tensors[change.place]
+        loss, norm, change = (Deviation(float(value), int(step), int(number)) for value, step, number in found)
+        kind, name = self._tensors[change.tensor]
         return Verdict(
             loss=loss,
             norm=norm,
