@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hyperep.distribute import distribute_module, distribute_parameter, distribute_tensor
+    from hyperep.exchange.rows import DispatchContext, combine, dispatch
     from hyperep.mesh import DeviceMesh, init_device_mesh
     from hyperep.placements import Partial, Replicate, Shard
     from hyperep.platform.selection import get_platform, use_platform
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         TensorParallel,
         parallelize_module,
     )
-    from hyperep.token_dispatch import DispatchContext, combine, dispatch
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOME = {
     "BaseExpertParallel": "hyperep.styles",
     "ColwiseParallel": "hyperep.styles",
     "DeviceMesh": "hyperep.mesh",
-    "DispatchContext": "hyperep.token_dispatch",
+    "DispatchContext": "hyperep.exchange.rows",
     "ExpertParallel": "hyperep.styles",
     "ExpertTensorParallel": "hyperep.styles",
     "ParallelStyle": "hyperep.styles",
@@ -42,8 +42,8 @@ _HOME = {
     "RowwiseParallel": "hyperep.styles",
     "Shard": "hyperep.placements",
     "TensorParallel": "hyperep.styles",
-    "combine": "hyperep.token_dispatch",
-    "dispatch": "hyperep.token_dispatch",
+    "combine": "hyperep.exchange.rows",
+    "dispatch": "hyperep.exchange.rows",
     "distribute_module": "hyperep.distribute",
     "distribute_parameter": "hyperep.distribute",
     "distribute_tensor": "hyperep.distribute",

@@ -6,7 +6,7 @@ After an all-to-all among ``R`` ranks, a rank that owns ``L`` experts holds ``R 
     rank-major                              expert-major
     [ r0 e0 | r0 e1 | r1 e0 | r1 e1 ]  -->  [ r0 e0 | r1 e0 | r0 e1 | r1 e1 ]
 
-The arithmetic is done on the host, in int64, from counts that are there already; see ``hyperep.token_dispatch``.
+The arithmetic is done on the host, in int64, from counts that are there already; see ``hyperep.exchange.rows``.
 """
 
 from __future__ import annotations

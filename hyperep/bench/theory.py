@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperep.dispatch_faults import HEADER
+from hyperep.exchange.faults import HEADER
 
 __all__ = ["wire_bytes"]
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.exchange.rows import DispatchContext, combine, dispatch
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Shard
 from hyperep.platform.protocol import Module
 from hyperep.styles.expert_base import BaseExpertParallel
-from hyperep.token_dispatch import DispatchContext, combine, dispatch
 
 __all__ = ["ExpertParallel"]
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from hyperep.distribute import distribute_parameter
+from hyperep.exchange.rows import DispatchContext
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement, Shard
 from hyperep.platform.protocol import Module
 from hyperep.styles.expert import ExpertParallel
 from hyperep.styles.slices import TensorSlices
-from hyperep.token_dispatch import DispatchContext
 
 __all__ = ["ExpertTensorParallel"]
 

@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from hyperep.dispatch_faults import HEADER
+from hyperep.exchange.faults import HEADER
 from hyperep.platform.protocol import Platform
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import bench_counts
 import pytest
 from bench_counts import SHAPE
 
-from hyperep.dispatch_faults import HEADER
+from hyperep.exchange.faults import HEADER
 
 
 @pytest.fixture(scope="module")

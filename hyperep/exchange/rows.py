@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperep import dispatch_faults as faults
+from hyperep.exchange import faults
 from hyperep.mesh import DeviceMesh
 from hyperep.permutation import (
     Permutation,
