@@ -17,7 +17,7 @@ CANN_LIBRARIES = ("libhccl.so", "libascendcl.so")
 
 
 def is_emulated() -> bool:
-    """Whether the devices here are those of ``backends/torch_npu/emulator``, the project's test equipment."""
+    """Whether the devices here are those of ``backends/ascend_emulator``, the project's test equipment."""
     return bool(os.environ.get("EMULATED_NPUS"))
 
 

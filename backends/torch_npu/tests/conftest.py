@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the Ascend platform's tests. They run on real devices, or on the emulated one:
 
-PYTHONPATH=backends/torch_npu/emulator python -m npu_emulator run -- pytest backends/torch_npu/tests
+PYTHONPATH=backends/ascend_emulator python -m ascend_emulator run -- pytest backends/torch_npu/tests
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except (ImportError, AttributeError, RuntimeError) as error:
         raise pytest.UsageError(
             f"torch_npu cannot be used here ({error}); without Ascend hardware, run the tests on the emulated device: "
-            "PYTHONPATH=backends/torch_npu/emulator python -m npu_emulator run -- pytest backends/torch_npu/tests"
+            "PYTHONPATH=backends/ascend_emulator python -m ascend_emulator run -- pytest backends/torch_npu/tests"
         ) from error
     if not devices:
         raise pytest.UsageError("torch_npu sees no device")

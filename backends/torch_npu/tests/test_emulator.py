@@ -16,7 +16,7 @@ pytestmark = pytest.mark.emulator
 def test_every_library_that_the_wheel_is_linked_against_is_found() -> None:
     """A missing library or symbol, which shows itself at some later version of the wheel."""
     import torch
-    from npu_emulator.wheel import linked_libraries, wheel_folder
+    from ascend_emulator.wheel import linked_libraries, wheel_folder
 
     search = f"{os.environ['LD_LIBRARY_PATH']}:{Path(torch.__file__).parent / 'lib'}"
     done = subprocess.run(
@@ -51,7 +51,7 @@ def test_a_process_gets_the_kernels_whatever_it_imports_first(program: str) -> N
 
 def test_a_function_that_is_not_emulated_says_its_name() -> None:
     """A stub that answers 'success' for something that it did not do."""
-    from npu_emulator.build import stub_source
+    from ascend_emulator.build import stub_source
 
     source = stub_source({"aclDone", "aclInit", "aclAppLog"}, {"aclInit"})
     assert "aclDone is not emulated" in source
@@ -61,7 +61,7 @@ def test_a_function_that_is_not_emulated_says_its_name() -> None:
 
 def test_a_build_is_used_again(tmp_path: Path) -> None:
     """Compiling at every start."""
-    from npu_emulator.build import build
+    from ascend_emulator.build import build
 
     first = build(tmp_path)
     made = (first / "libhccl.so").stat().st_mtime_ns
@@ -71,7 +71,7 @@ def test_a_build_is_used_again(tmp_path: Path) -> None:
 
 def test_a_wheel_with_another_schema_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that go on standing in for an operator that has changed."""
-    from npu_emulator import custom
+    from ascend_emulator.torch_kernels import custom
 
     monkeypatch.setitem(custom.SCHEMAS, "npu_moe_token_permute", "npu::npu_moe_token_permute(Tensor tokens) -> Tensor")
     with pytest.raises(RuntimeError, match="another npu_moe_token_permute"):

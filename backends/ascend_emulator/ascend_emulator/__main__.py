@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command on emulated devices.
 
-python -m npu_emulator run [--devices N] [--delay-ms N] -- COMMAND ...
-python -m npu_emulator build    builds the libraries and prints their folder
+python -m ascend_emulator run [--devices N] [--delay-ms N] -- COMMAND ...
+python -m ascend_emulator build    builds the libraries and prints their folder
 """
 
 import argparse
 import os
 
-from npu_emulator.build import build
-from npu_emulator.environment import environment
+from ascend_emulator.build import build
+from ascend_emulator.environment import environment
 
 
 def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(
-        prog="python -m npu_emulator", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m ascend_emulator", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build the libraries and print their folder")
@@ -29,7 +29,7 @@ def main() -> None:
         return
     program = given.program[1:] if given.program[:1] == ["--"] else given.program
     if not program:
-        parser.error("no command; example: python -m npu_emulator run -- python program.py")
+        parser.error("no command; example: python -m ascend_emulator run -- python program.py")
     os.execvpe(program[0], program, environment(given.devices, delay_ms=given.delay_ms))
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from npu_emulator.alias import alias, is_npu, upload
-from npu_emulator.copies import copy_, to_copy
-from npu_emulator.custom import CUSTOM_KERNELS, check_schemas
-from npu_emulator.order import wait_for_stream
+from ascend_emulator.torch_kernels.alias import alias, is_npu, upload
+from ascend_emulator.torch_kernels.copies import copy_, to_copy
+from ascend_emulator.torch_kernels.custom import CUSTOM_KERNELS, check_schemas
+from ascend_emulator.torch_kernels.order import wait_for_stream
 
 KEY = "PrivateUse1"
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from npu_emulator.alias import alias, is_npu
-from npu_emulator.order import wait_for_stream
+from ascend_emulator.torch_kernels.alias import alias, is_npu
+from ascend_emulator.torch_kernels.order import wait_for_stream
 
 DEVICE_TO_HOST = 2  # ACL_MEMCPY_DEVICE_TO_HOST
 

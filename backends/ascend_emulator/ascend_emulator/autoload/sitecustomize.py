@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve aten kernels in every process that imports torch_npu in the environment of npu_emulator.
+"""Serve aten kernels in every process that imports torch_npu in the environment of ascend_emulator.
 
 Python imports `sitecustomize` at its start. Importing torch_npu here would make every Python process slow, so this only
 installs a finder that waits for that import. Another sitecustomize that this one hides is run too.
@@ -25,7 +25,7 @@ class KernelsAfterTorchNpu:
 
             def run_and_serve(module: ModuleType) -> None:
                 run(module)
-                from npu_emulator.aten import serve
+                from ascend_emulator.torch_kernels.aten import serve
 
                 serve()
 

@@ -49,7 +49,7 @@ def check_schemas() -> None:
         if found != expected:
             raise RuntimeError(
                 f"this torch_npu has another {name} than the emulator's: it has {found}, expected {expected}; "
-                f"adapt npu_emulator/custom.py to the new contract"
+                f"adapt ascend_emulator/torch_kernels/custom.py to the new contract"
             )
 
 

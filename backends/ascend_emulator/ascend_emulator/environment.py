@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from npu_emulator.build import build
+from ascend_emulator.build import build
 
 HERE = Path(__file__).parent
 

@@ -7,11 +7,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from npu_emulator.wheel import linked_libraries, undefined_cann_symbols, wheel_folder
+from ascend_emulator.wheel import linked_libraries, undefined_cann_symbols, wheel_folder
 
 SOURCES = Path(__file__).parent / "csrc"
-RUNTIME = ("options.c", "stream.c", "event.c", "device.c", "memory.c", "operator.c")
-HCCL = ("communicator.c", "reduce.c", "hccl.cc")
+RUNTIME = (
+    *(f"runtime/{name}.c" for name in ("options", "stream", "event", "device", "memory")),
+    "operators/operator.c",
+)
+HCCL = ("hccl/communicator.c", "hccl/reduce.c", "hccl/hccl.cc")
 
 # Other libraries that the wheel is linked against, or opens by name. They hold nothing themselves: each is linked
 # against libascendcl, where a search in them goes on.
@@ -39,7 +42,7 @@ HARMLESS = frozenset(
 
 def cache_folder() -> Path:
     """Where builds are kept unless the caller says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperep-npu-emulator"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyperep-ascend-emulator"
 
 
 def build(folder: Path | None = None) -> Path:
@@ -68,7 +71,7 @@ def build(folder: Path | None = None) -> Path:
 
 def _fingerprint(wheel: Path) -> str:
     digest = hashlib.sha256()
-    for path in (*sorted(SOURCES.iterdir()), Path(__file__), Path(__file__).with_name("wheel.py")):
+    for path in (*sorted(SOURCES.rglob("*.[ch]*")), Path(__file__), Path(__file__).with_name("wheel.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for path in linked_libraries(wheel):
         digest.update(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
@@ -78,10 +81,11 @@ def _fingerprint(wheel: Path) -> str:
 def _build_into(out: Path, wheel: Path) -> None:
     include = wheel / "include"
     flags = [
-        *("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-pthread", f"-I{SOURCES}", f"-I{include}"),
+        *("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-pthread", f"-I{include}"),
+        *(f"-I{SOURCES / folder}" for folder in ("runtime", "hccl", "operators")),
         *(f"-I{include / 'third_party' / name / 'inc'}" for name in ("acl", "hccl")),
     ]
-    objects = {name: out / f"{name}.o" for name in RUNTIME + HCCL}
+    objects = {name: out / f"{Path(name).name}.o" for name in RUNTIME + HCCL}
     for name, made in objects.items():
         compiler = ["g++", "-std=c++17"] if name.endswith(".cc") else ["gcc", "-std=gnu11"]
         _run([*compiler, *flags[1:], "-c", str(SOURCES / name), "-o", str(made)])
