@@ -8,7 +8,7 @@ from typing import Any
 from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["GroupedExperts"]
+__all__ = ["GroupedExperts", "experts_forward"]
 
 
 def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
@@ -43,7 +43,12 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
     weights = {name: platform.from_host(uniform_fan_in(rng, shape)) for name, shape in shapes.items()}
 
     def forward(m: Any, rows: Any, tokens_per_expert: Any) -> Any:
-        return platform.grouped_swiglu(rows, m.w1, m.w2, m.w3, tokens_per_expert)
+        return experts_forward(platform, m, rows, tokens_per_expert)
 
     description = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
     return platform.make_module("GroupedExperts", weights, forward, description=description)
+
+
+def experts_forward(platform: Platform[Any], m: Any, rows: Any, tokens_per_expert: Any) -> Any:
+    """What experts ``m`` with ``w1``, ``w2`` and ``w3`` make of rows ``[N, D]`` sorted by expert."""
+    return platform.grouped_swiglu(rows, m.w1, m.w2, m.w3, tokens_per_expert)

@@ -17,7 +17,7 @@ from hyperep.moe.router import Routing, build_router
 from hyperep.moe.routing import RoutePlan, expand_tokens, merge_rows, plan_routes
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["MoE", "MoEStats", "build_moe"]
+__all__ = ["MoE", "MoEStats", "build_moe", "describe", "moe_forward"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,23 +77,33 @@ def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> 
     if config.num_shared_experts:
         hidden_dim = config.num_shared_experts * config.hidden_dim
         children["shared_experts"] = FeedForward(platform, config.dim, hidden_dim, seed=rng)
-    xp = platform.xp
 
     def forward(m: Any, x: Any, *, with_stats: bool = False) -> Any:
-        tokens = xp.reshape(x, (math.prod(x.shape[:-1]), config.dim))  # [T, D]
-        routing = m.router(tokens)
-        plan = _plan(platform, routing, config)
-        rows = expand_tokens(platform, tokens, plan)  # [N, D]
-        rows = m.experts(rows, plan.tokens_per_expert)
-        out = merge_rows(platform, rows, routing.scores, plan)  # [T, D]
-        if config.num_shared_experts:
-            out = out + m.shared_experts(tokens)
-        out = xp.reshape(out, x.shape)
-        return (out, _stats(platform, routing, plan, num_experts, math.prod(x.shape[:-2]))) if with_stats else out
+        return moe_forward(platform, config, m, x, with_stats=with_stats)
 
+    return platform.make_module("MoE", {}, forward, children=children, description=describe(config))
+
+
+def describe(config: MoEConfig) -> str:
+    """What a layer of this configuration prints between its brackets."""
     limit = "dropless" if config.capacity_factor is None else f"capacity_factor={config.capacity_factor}"
-    description = f"top_k={config.router.top_k}, {limit}, num_shared_experts={config.num_shared_experts}"
-    return platform.make_module("MoE", {}, forward, children=children, description=description)
+    return f"top_k={config.router.top_k}, {limit}, num_shared_experts={config.num_shared_experts}"
+
+
+def moe_forward(platform: Platform[Any], config: MoEConfig, m: Any, x: Any, *, with_stats: bool = False) -> Any:
+    """What a layer ``m`` with children ``router``, ``experts`` and perhaps ``shared_experts`` makes of ``[..., D]``."""
+    xp = platform.xp
+    num_experts = config.router.num_experts
+    tokens = xp.reshape(x, (math.prod(x.shape[:-1]), config.dim))  # [T, D]
+    routing = m.router(tokens)
+    plan = _plan(platform, routing, config)
+    rows = expand_tokens(platform, tokens, plan)  # [N, D]
+    rows = m.experts(rows, plan.tokens_per_expert)
+    out = merge_rows(platform, rows, routing.scores, plan)  # [T, D]
+    if config.num_shared_experts:
+        out = out + m.shared_experts(tokens)
+    out = xp.reshape(out, x.shape)
+    return (out, _stats(platform, routing, plan, num_experts, math.prod(x.shape[:-2]))) if with_stats else out
 
 
 def _plan(platform: Platform[Any], routing: Routing, config: MoEConfig) -> RoutePlan:

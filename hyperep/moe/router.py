@@ -14,7 +14,7 @@ from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.moe.scores import at_least_float32, sigmoid, softmax
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["Routing", "TopKRouter", "build_router", "route"]
+__all__ = ["Routing", "TopKRouter", "build_router", "route", "router_forward"]
 
 _SMALLEST_SUM = 1e-20
 """Added to the sum of the chosen scores: all of them may be zero where a sigmoid underflows."""
@@ -60,15 +60,9 @@ def TopKRouter(  # noqa: N802 (it makes modules, as a class would)
 
 def build_router(platform: Platform[Any], dim: int, config: RouterConfig, *, seed: Seed = 0) -> Module:
     """Make the router of a configuration; see :func:`TopKRouter`."""
-    xp = platform.xp
 
     def forward(m: Any, x: Any) -> Routing:
-        gate = at_least_float32(platform, m.gate)
-        tokens = x if x.dtype == gate.dtype else xp.astype(x, gate.dtype)
-        logits = xp.matmul(tokens, xp.permute_dims(gate, (1, 0)))  # [T, E]
-        return route(
-            platform, logits, config, at_least_float32(platform, m.expert_bias) if config.expert_bias else None
-        )
+        return router_forward(platform, config, m, x)
 
     gate = platform.from_host(uniform_fan_in(generator(seed), (config.num_experts, dim)))
     zeros = platform.from_host(np.zeros(config.num_experts, np.float32))
@@ -78,6 +72,15 @@ def build_router(platform: Platform[Any], dim: int, config: RouterConfig, *, see
     )
     description = f"dim={dim}, num_experts={config.num_experts}, {changed}"
     return platform.make_module("TopKRouter", {"gate": gate}, forward, buffers=buffers, description=description)
+
+
+def router_forward(platform: Platform[Any], config: RouterConfig, m: Any, x: Any) -> Routing:
+    """What a router ``m`` with ``gate`` ``[E, D]`` and perhaps ``expert_bias`` ``[E]`` makes of tokens ``[T, D]``."""
+    xp = platform.xp
+    gate = at_least_float32(platform, m.gate)
+    tokens = x if x.dtype == gate.dtype else xp.astype(x, gate.dtype)
+    logits = xp.matmul(tokens, xp.permute_dims(gate, (1, 0)))  # [T, E]
+    return route(platform, logits, config, at_least_float32(platform, m.expert_bias) if config.expert_bias else None)
 
 
 def route(platform: Platform[Any], logits: Any, config: RouterConfig, expert_bias: Any = None) -> Routing:
