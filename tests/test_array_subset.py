@@ -34,14 +34,15 @@ def test_only_declared_names_of_the_namespace_are_used():
 
 
 @pytest.mark.parametrize("name", moe_cases.CONFIGS)
-@pytest.mark.parametrize("tokens", [9, 0])
-def test_layers_and_losses_use_only_what_tensors_are_declared_to_have(name, tokens):
+@pytest.mark.parametrize(("tokens", "padded"), [(9, False), (0, False), (9, True)])
+def test_layers_and_losses_use_only_what_tensors_are_declared_to_have(name, tokens, padded):
     platform = StrictPlatform()
     layer = build_moe(platform, moe_cases.CONFIGS[name])
     mesh = hyperep.init_device_mesh(platform, (1, 1), ("ep", "tp"))
     hyperep.ExpertTensorParallel().apply(platform.named_modules(layer)["experts"], mesh)
     x = platform.from_host(np.random.default_rng(0).normal(size=(3, tokens // 3, moe_cases.DIM)).astype(np.float32))
-    out, stats = layer(x, with_stats=True)
+    mask = platform.from_host(np.arange(tokens).reshape(3, tokens // 3) % 3 > 0) if padded else None
+    out, stats = layer(x, mask=mask, with_stats=True)
     coefficients = LossCoefficients(batch=1.0, sequence=1.0, global_batch=1.0, z=1.0)
     values = [
         out,

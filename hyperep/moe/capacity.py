@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Capacity: a limit to the rows that one rank sends to one expert, and which rows are dropped above it.
 
-The limit is GShard's (arXiv:2006.16668): ``C = ceil(capacity_factor * T * K / E)``, of this rank's own ``T`` tokens.
-A dropped row is not sent, contributes zero to its token and gets no gradient; the weights of the token's other
-experts stay as they are.
+The limit is GShard's (arXiv:2006.16668): ``C = ceil(capacity_factor * T * K / E)``, of this rank's own ``T`` tokens,
+padding not counted. A dropped row is not sent, contributes zero to its token and gets no gradient; the weights of the
+token's other experts stay as they are.
 
 =============== ============================================================================================
 drop policy     which rows an expert keeps
@@ -15,8 +15,9 @@ drop policy     which rows an expert keeps
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
+
+import numpy as np
 
 from hyperep.moe.counting import count_sorted
 from hyperep.platform.protocol import Platform
@@ -24,9 +25,20 @@ from hyperep.platform.protocol import Platform
 __all__ = ["expert_capacity", "kept_choices"]
 
 
-def expert_capacity(tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
-    """``C``: the most rows of one rank that one expert takes."""
-    return math.ceil(capacity_factor * tokens * top_k / num_experts)
+def expert_capacity(
+    platform: Platform[Any], tokens: int, mask: Any, top_k: int, num_experts: int, capacity_factor: float
+) -> Any:
+    """``C``, the most rows of one rank that one expert takes: an int, or with a mask an int64 tensor ``[1]``."""
+    if mask is None:
+        return int(_capacity(tokens, top_k, num_experts, capacity_factor))
+    # How many tokens are real is known to the device alone. It looks their capacity up, and the host need not wait.
+    table = platform.from_host(_capacity(np.arange(tokens + 1), top_k, num_experts, capacity_factor))
+    real = platform.xp.sum(platform.xp.astype(mask, platform.xp.int64))
+    return platform.xp.take(table, platform.xp.reshape(real, (1,)), axis=0)
+
+
+def _capacity(tokens: Any, top_k: int, num_experts: int, capacity_factor: float) -> Any:
+    return np.ceil(capacity_factor * tokens * top_k / num_experts).astype(np.int64)
 
 
 def kept_choices(
@@ -34,21 +46,21 @@ def kept_choices(
     experts: Any,
     scores: Any,
     num_experts: int,
-    capacity: int,
+    capacity: Any,
     policy: Literal["probability", "position"],
 ) -> Any:
     """Which choices stay within the capacity.
 
     Args:
         platform: whose tensors these are.
-        experts: integers ``[T, K]``.
+        experts: integers ``[T, K]``; ``E`` is nobody.
         scores: float32 ``[T, K]``.
         num_experts: ``E``.
-        capacity: ``C``.
+        capacity: ``C``, an int or an integer tensor ``[1]``.
         policy: which rows an expert keeps.
 
     Returns:
-        bool ``[T * K]``, by token and choice.
+        bool ``[T, K]``; what is kept of the choices of nobody means nothing.
     """
     xp = platform.xp
     size = experts.shape[0] * experts.shape[1]
@@ -61,8 +73,8 @@ def kept_choices(
     else:
         order = xp.argsort(flat, stable=True)
     by_expert = xp.take(flat, order, axis=0)
-    counts = count_sorted(platform, by_expert, num_experts)
-    starts = xp.cumulative_sum(counts) - counts  # [E] first row of each expert
+    counts = count_sorted(platform, by_expert, num_experts + 1)
+    starts = xp.cumulative_sum(counts) - counts  # [E + 1] first row of each expert, and of nobody
     place = platform.arange(size) - xp.take(starts, by_expert, axis=0)  # among the rows of its expert
     inverse = xp.argsort(order, stable=True)
-    return xp.take(place, inverse, axis=0) < capacity
+    return xp.reshape(xp.take(place, inverse, axis=0) < capacity, experts.shape)

@@ -13,6 +13,7 @@ from hyperep.moe.counting import count_values
 from hyperep.moe.experts import GroupedExperts
 from hyperep.moe.feed_forward import FeedForward
 from hyperep.moe.init import Seed, generator
+from hyperep.moe.padding import blanked, flat_mask, routed_to_nobody
 from hyperep.moe.router import Routing, build_router
 from hyperep.moe.routing import RoutePlan, expand_tokens, merge_rows, plan_routes
 from hyperep.platform.protocol import Module, Platform
@@ -25,7 +26,7 @@ class MoEStats:
     """What a call of the layer knows beside its output. A value, so that recompute counts nothing twice."""
 
     tokens_per_expert: Any
-    """int64 ``[E]``: how often this rank's tokens chose each expert; dropped choices count too."""
+    """int64 ``[E]``: how often this rank's real tokens chose each expert; dropped choices count too."""
     dropped_per_expert: Any
     """int64 ``[E]``: how many of these were over capacity; all zero in a dropless layer."""
     routing: Routing
@@ -66,7 +67,9 @@ def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> 
         A module with children ``router``, ``experts`` and perhaps ``shared_experts``, called with ``[..., D]``; it
         returns the same shape, or with ``with_stats=True`` a pair of that and a :class:`MoEStats`. Shard its experts by
         applying a parallel style to the child ``experts``; nothing else changes. The scores weight what the experts
-        return, in float32. With a capacity one number more is copied to the host: how many rows are left.
+        return, in float32. ``mask=``, bool and of the shape of the tokens without ``D``, is true for real tokens and
+        false for padding, which goes to nobody, counts nowhere and is zero in the output. With a mask or a capacity one
+        number more is copied to the host: how many rows are left.
     """
     rng = generator(seed)
     num_experts = config.router.num_experts
@@ -78,8 +81,8 @@ def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> 
         hidden_dim = config.num_shared_experts * config.hidden_dim
         children["shared_experts"] = FeedForward(platform, config.dim, hidden_dim, seed=rng)
 
-    def forward(m: Any, x: Any, *, with_stats: bool = False) -> Any:
-        return moe_forward(platform, config, m, x, with_stats=with_stats)
+    def forward(m: Any, x: Any, *, mask: Any = None, with_stats: bool = False) -> Any:
+        return moe_forward(platform, config, m, x, mask=mask, with_stats=with_stats)
 
     return platform.make_module("MoE", {}, forward, children=children, description=describe(config))
 
@@ -90,12 +93,19 @@ def describe(config: MoEConfig) -> str:
     return f"top_k={config.router.top_k}, {limit}, num_shared_experts={config.num_shared_experts}"
 
 
-def moe_forward(platform: Platform[Any], config: MoEConfig, m: Any, x: Any, *, with_stats: bool = False) -> Any:
+def moe_forward(
+    platform: Platform[Any], config: MoEConfig, m: Any, x: Any, *, mask: Any = None, with_stats: bool = False
+) -> Any:
     """What a layer ``m`` with children ``router``, ``experts`` and perhaps ``shared_experts`` makes of ``[..., D]``."""
     xp = platform.xp
     num_experts = config.router.num_experts
     tokens = xp.reshape(x, (math.prod(x.shape[:-1]), config.dim))  # [T, D]
+    real = flat_mask(platform, mask, x)  # [T]
+    if real is not None:
+        tokens = blanked(platform, tokens, real)
     routing = m.router(tokens)
+    if real is not None:
+        routing = routed_to_nobody(platform, routing, real)
     plan = _plan(platform, routing, config)
     rows = expand_tokens(platform, tokens, plan)  # [N, D]
     rows = m.experts(rows, plan.tokens_per_expert)
@@ -107,13 +117,13 @@ def moe_forward(platform: Platform[Any], config: MoEConfig, m: Any, x: Any, *, w
 
 
 def _plan(platform: Platform[Any], routing: Routing, config: MoEConfig) -> RoutePlan:
-    num_experts = config.router.num_experts
-    if config.capacity_factor is None:
-        return plan_routes(platform, routing.experts, num_experts)
-    tokens, top_k = routing.experts.shape
-    capacity = expert_capacity(tokens, top_k, num_experts, config.capacity_factor)
-    kept = kept_choices(platform, routing.experts, routing.scores, num_experts, capacity, config.drop_policy)
-    return plan_routes(platform, routing.experts, num_experts, kept)
+    num_experts, experts = config.router.num_experts, routing.experts
+    if config.capacity_factor is not None:
+        tokens, top_k = experts.shape
+        capacity = expert_capacity(platform, tokens, routing.mask, top_k, num_experts, config.capacity_factor)
+        kept = kept_choices(platform, experts, routing.scores, num_experts, capacity, config.drop_policy)
+        experts = platform.xp.where(kept, experts, platform.xp.full(experts.shape, num_experts, dtype=experts.dtype))
+    return plan_routes(platform, experts, num_experts, all_sent=config.capacity_factor is None and routing.mask is None)
 
 
 def _stats(platform: Platform[Any], routing: Routing, plan: RoutePlan, num_experts: int, sequences: int) -> MoEStats:

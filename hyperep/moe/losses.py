@@ -2,7 +2,7 @@
 """Auxiliary losses: functions of a routing, to be added to the training loss.
 
 With ``c_i`` the number of choices of expert ``i``, ``p_ti`` the score of expert ``i`` for token ``t``, scaled to sum to
-one over the experts, and all sums over the tokens of one scope::
+one over the experts, and all sums over the real tokens of one scope, padding left out::
 
     f_i = E c_i / (K T)          1 for all experts when the load is balanced; carries no gradient
     P_i = sum_t p_ti / T
@@ -12,7 +12,7 @@ one over the experts, and all sums over the tokens of one scope::
 function                                   scope                                                where it is from
 ========================================== ==================================================== ======================
 :func:`load_balancing_loss`                this rank's tokens                                   arXiv:2101.03961, eq. 4
-:func:`sequence_load_balancing_loss`       each sequence; the mean over sequences               arXiv:2412.19437, 2.1.2
+:func:`sequence_load_balancing_loss`       each sequence; the mean over those with real tokens  arXiv:2412.19437, 2.1.2
 :func:`global_load_balancing_loss`         the tokens of all ranks of a mesh                    arXiv:2501.11873
 ========================================== ==================================================== ======================
 
@@ -48,7 +48,8 @@ def load_balancing_loss(platform: Platform[Any], routing: Routing) -> Any:
 def sequence_load_balancing_loss(platform: Platform[Any], routing: Routing, sequences: int) -> Any:
     """The mean over *sequences* of the load-balancing loss of each: a float32 scalar; zero without tokens.
 
-    The tokens are *sequences* runs of equal length, one after another.
+    The tokens are *sequences* runs of equal length, padding included, one after another. A sequence that is nothing but
+    padding is none.
 
     Raises:
         ValueError: the number of tokens is not divisible by *sequences*.
@@ -56,16 +57,21 @@ def sequence_load_balancing_loss(platform: Platform[Any], routing: Routing, sequ
     xp = platform.xp
     tokens, top_k = routing.experts.shape
     num_experts = routing.probabilities.shape[1]
+    sequences = sequences if tokens else max(sequences, 1)  # a rank may have no sequence at all
     if sequences < 1 or tokens % sequences:
         raise ValueError(f"{tokens} tokens do not form {sequences} sequences of equal length; give a divisor")
     length = tokens // sequences
-    # Experts of different sequences are counted apart by numbering them apart.
-    first = xp.reshape(platform.arange(sequences, dtype=routing.experts.dtype) * num_experts, (sequences, 1))
+    # Experts of different sequences, and nobody, are counted apart by numbering them apart.
+    numbers = num_experts + 1
+    first = xp.reshape(platform.arange(sequences, dtype=routing.experts.dtype) * numbers, (sequences, 1))
     numbered = xp.reshape(xp.reshape(routing.experts, (sequences, length * top_k)) + first, (tokens * top_k,))
-    counts = xp.reshape(count_values(platform, numbered, sequences * num_experts), (sequences, num_experts))
-    by_sequence = xp.reshape(_shares(platform, routing), (sequences, length, num_experts))
-    total = xp.sum(xp.astype(counts, xp.float32) * xp.sum(by_sequence, axis=1))
-    return total * (num_experts / (sequences * top_k * max(length, 1) ** 2))
+    counts = xp.reshape(count_values(platform, numbered, sequences * numbers), (sequences, numbers))[:, :num_experts]
+    by_sequence = xp.sum(xp.reshape(_shares(platform, routing), (sequences, length, num_experts)), axis=1)  # [S, E]
+    weighted = xp.sum(xp.astype(counts, xp.float32) * by_sequence, axis=1)  # [S]
+    real = _real_tokens(platform, routing, sequences)  # [S]
+    one = xp.ones((), dtype=xp.float32)
+    total = xp.sum(weighted / xp.maximum(real, one) / xp.maximum(real, one))
+    return total * (num_experts / top_k) / xp.maximum(xp.sum(xp.astype(real > 0, xp.float32)), one)
 
 
 def global_load_balancing_loss(platform: Platform[Any], routing: Routing, mesh: DeviceMesh) -> Any:
@@ -91,8 +97,11 @@ def global_load_balancing_loss(platform: Platform[Any], routing: Routing, mesh: 
 
 def router_z_loss(platform: Platform[Any], routing: Routing) -> Any:
     """The mean of ``logsumexp(logits)**2`` over tokens (ST-MoE, arXiv:2202.08906, eq. 5): a float32 scalar."""
-    log_sums = logsumexp(platform, routing.logits)  # [T]
-    return platform.xp.sum(log_sums * log_sums) * (1.0 / max(routing.logits.shape[0], 1))
+    xp = platform.xp
+    log_sums = _without_padding(platform, routing, logsumexp(platform, routing.logits))  # [T]
+    return xp.sum(log_sums * log_sums) / xp.maximum(
+        xp.sum(_real_tokens(platform, routing, 1)), xp.ones((), dtype=xp.float32)
+    )
 
 
 def auxiliary_loss(
@@ -133,6 +142,25 @@ def auxiliary_loss(
 
 
 def _shares(platform: Platform[Any], routing: Routing) -> Any:
-    """The scores of all experts, scaled to sum to one for each token: ``[T, E]``."""
+    """The scores of all experts, scaled to sum to one for each token, zero for padding: ``[T, E]``."""
     total = platform.xp.sum(routing.probabilities, axis=1, keepdims=True)
-    return routing.probabilities / (total + 1e-20)  # all may be zero where a sigmoid underflows
+    # All may be zero where a sigmoid underflows.
+    return _without_padding(platform, routing, routing.probabilities / (total + 1e-20))
+
+
+def _without_padding(platform: Platform[Any], routing: Routing, x: Any) -> Any:
+    """*x* ``[T, ...]`` with zeros for padding."""
+    if routing.mask is None:
+        return x
+    xp = platform.xp
+    mask = xp.reshape(routing.mask, (routing.mask.shape[0], *[1] * (x.ndim - 1)))
+    return xp.where(xp.broadcast_to(mask, x.shape), x, xp.zeros_like(x))
+
+
+def _real_tokens(platform: Platform[Any], routing: Routing, sequences: int) -> Any:
+    """How many tokens of each of *sequences* are no padding: float32 ``[sequences]``."""
+    xp = platform.xp
+    length = routing.experts.shape[0] // sequences
+    if routing.mask is None:
+        return xp.full((sequences,), float(length), dtype=xp.float32)
+    return xp.sum(xp.reshape(xp.astype(routing.mask, xp.float32), (sequences, length)), axis=1)

@@ -25,13 +25,16 @@ class Routing:
     """A router's decision for ``T`` tokens."""
 
     experts: Any
-    """int64 ``[T, K]``: chosen experts, best first; of equal scores the lower index wins, on every platform."""
+    """int64 ``[T, K]``: chosen experts, best first; of equal scores the lower index wins, on every platform. ``E`` is
+    nobody: what padding chooses."""
     scores: Any
     """float32 ``[T, K]``: the weight of each choice; differentiable."""
     probabilities: Any
     """float32 ``[T, E]``: the scores of all experts, without bias and scale; differentiable."""
     logits: Any
     """float32 ``[T, E]``: what the gate computed; differentiable."""
+    mask: Any = None
+    """bool ``[T]``: which tokens are real and not padding; ``None`` where all are."""
 
 
 def TopKRouter(  # noqa: N802 (it makes modules, as a class would)

@@ -36,19 +36,18 @@ class RoutePlan:
     """``K``."""
 
 
-def plan_routes(platform: Platform[Any], experts: Any, num_experts: int, kept: Any = None) -> RoutePlan:
+def plan_routes(platform: Platform[Any], experts: Any, num_experts: int, *, all_sent: bool = True) -> RoutePlan:
     """Sort the choices *experts*, integers ``[T, K]``, by expert; equal ones stay in token order.
 
-    *kept*, bool ``[T * K]``, marks the choices that are sent. Without it all are; with it, one copy to the host says
-    how many.
+    Without *all_sent* some may be ``num_experts``, which is nobody; one copy to the host says how many are not sent.
     """
     xp = platform.xp
     tokens, top_k = experts.shape
     flat = xp.reshape(experts, (tokens * top_k,))
     dropped = 0
-    if kept is not None:
-        flat = xp.where(kept, flat, xp.full(flat.shape, num_experts, dtype=flat.dtype))
-        dropped = flat.shape[0] - int(platform.to_host(xp.sum(xp.astype(kept, xp.int64)))[0])  # host sync here
+    if not all_sent:
+        nobody = xp.astype(flat == num_experts, xp.int64)
+        dropped = int(platform.to_host(xp.sum(nobody))[0])  # host sync here
     order = xp.argsort(flat, stable=True)
     inverse = xp.argsort(order, stable=True)
     by_choice = xp.broadcast_to(xp.reshape(platform.arange(tokens), (tokens, 1)), (tokens, top_k))
