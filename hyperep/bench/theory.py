@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperep.exchange.faults import HEADER
+from hyperep.exchange.row_input import HEADER
 
 __all__ = ["wire_bytes"]
 

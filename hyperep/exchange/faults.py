@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input to a dispatch, made known to every rank.
+"""Bad input to an exchange, made known to every rank.
 
-An error raised on one rank only leaves its peers waiting in the next collective. So each rank sends a header of six
-integers along with its counts, and after the one host copy every rank reads all headers and raises the same error.
-Rows of different sizes on different ranks are wrong too, though each rank by itself is right: the exchange would read
-past them, or end the process.
+An error raised on one rank only leaves its peers waiting in the next collective. So each rank puts a header of a few
+integers into the small message that an exchange begins with, and after the one host copy every rank reads all headers
+and raises the same error. How long a message is must not depend on what may be wrong: a rank that is mistaken about
+that would read past the message of another, or end the process.
+
+A kind of exchange says once, in a :class:`Check`, what can be wrong with its input. Each call then writes what this
+rank has to say (:class:`Said`) with :meth:`Check.message`, and reads what all say with :meth:`Check.raise_any`.
 """
 
 from __future__ import annotations
 
-import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,116 +22,134 @@ import numpy as np
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Platform
 
-__all__ = ["HEADER", "Fault", "counts_of", "find", "message", "number_of_experts", "raise_any"]
+__all__ = ["Check", "Common", "Said", "dtype_name", "dtype_number", "kind_of"]
 
-HEADER = 6
-"""Integers after each rank's counts: a fault code and its values; without a fault the number of rows, the elements and
-the dtype of a row, and sum and least of the counts."""
-
-_NO_FAULT, _WRONG_LENGTH, _NOT_INTEGER, _FOREIGN_TENSOR, _NO_ROWS = range(5)
-
-_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool", "another dtype")
-"""Dtypes of rows, by which ranks tell each other theirs; a platform may lack some."""
+_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
+"""Dtypes that ranks tell each other by number; a platform may lack some."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with this rank's input that can be seen without reading its values."""
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one rank says of its own input, in integers that the host knows."""
 
-    code: int
+    fault: int = 0
+    """A code of :attr:`Check.faults`; zero is no fault."""
     values: tuple[int, int] = (0, 0)
+    """Of the fault, for its text; without a fault, what :attr:`Check.judge` wants to know."""
+    common: tuple[int, ...]
+    """What must be the same on all ranks, as :attr:`Check.common` describes it."""
     detail: str = ""
     """What only this rank can say, such as the name of a type."""
 
 
-def find(platform: Platform[Any], rows: Any, tokens_per_expert: Any, num_experts: int | None) -> Fault | None:
-    """The first fault of this rank's input, if there is one."""
-    for what, value in (("rows", rows), ("tokens_per_expert", tokens_per_expert)):
-        if not platform.is_tensor(value):
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            return Fault(_FOREIGN_TENSOR, detail=f"{what} is a {kind}")
-    if not len(rows.shape):
-        return Fault(_NO_ROWS)
-    shape = tuple(tokens_per_expert.shape)
-    if len(shape) != 1 or (num_experts is not None and shape[0] != num_experts):
-        return Fault(_WRONG_LENGTH, (shape[0] if len(shape) == 1 else -len(shape), num_experts or 0))
-    if tokens_per_expert.dtype not in (platform.xp.int32, platform.xp.int64):
-        return Fault(_NOT_INTEGER, detail=f"tokens_per_expert has dtype {tokens_per_expert.dtype}")
-    return None
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Something that must be the same on all ranks."""
+
+    what: str
+    describe: Callable[..., str]
+    """From its integers to words."""
+    rule: str
+    size: int = 1
+    """Number of its integers."""
 
 
-def number_of_experts(tokens_per_expert: Any, num_experts: int | None) -> int:
-    """``E``, from the caller or else from the length of the counts."""
-    if num_experts is not None:
-        return num_experts
-    shape: tuple[int, ...] = getattr(tokens_per_expert, "shape", ())
-    return int(shape[0]) if len(shape) else 0
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What can be wrong with the input of one kind of exchange, and in which words ranks hear of it.
+
+    A header is ``[fault, two values, what must be common, what was measured]``, int64.
+    """
+
+    call: str
+    """Which call it is, as the errors name it."""
+    faults: Mapping[int, tuple[type[Exception], str]]
+    """By code: the error, and its text with ``{0}``, ``{1}`` for values, ``{platform}``, ``{device}``, ``{mesh}``."""
+    common: tuple[Common, ...] = ()
+    measured: int = 0
+    """How many values a rank measures on its device, so that the host need not wait for them."""
+    judge: Callable[[Sequence[int], Sequence[int]], tuple[type[Exception], str] | None] = lambda values, measured: None
+    """The error that a faultless rank's values and measured values amount to, if they do."""
+
+    @property
+    def header(self) -> int:
+        """Integers of a header."""
+        return 3 + sum(common.size for common in self.common) + self.measured
+
+    def message(
+        self, platform: Platform[Any], ranks: int, room: int, said: Said, payload: Any = None, measured: Any = None
+    ) -> Any:
+        """What this rank sends: int64 ``[R, room + header]``, for each rank its part of *payload*, then the header.
+
+        Args:
+            platform: the platform of the tensors.
+            ranks: ``R``.
+            room: integers for the payload, the same on all ranks; what is not used is zero.
+            said: the header's words.
+            payload: int64 tensor ``[R, P]`` with ``P <= room``; left out if there is a fault.
+            measured: int64 tensor of the measured values.
+        """
+        known = np.array([said.fault, *said.values, *said.common], dtype=np.int64)
+        if payload is None:
+            host = np.zeros((ranks, room + self.header), dtype=np.int64)
+            host[:, room : room + len(known)] = known
+            return platform.from_host(host)
+        xp = platform.xp
+        parts = [payload]
+        if payload.shape[1] < room:
+            parts.append(xp.zeros((ranks, room - payload.shape[1]), dtype=xp.int64))
+        parts.append(platform.from_host(np.tile(known, (ranks, 1))))
+        if measured is not None:
+            parts.append(xp.broadcast_to(measured, (ranks, self.measured)))
+        return xp.concat(parts, axis=1)
+
+    def raise_any(self, mesh: DeviceMesh, received: np.ndarray, own: Said) -> None:
+        """Raise the error of the first rank of the mesh that is at fault; the same on all ranks.
+
+        Args:
+            mesh: 1-D mesh of the exchange.
+            received: the messages of all its ranks on the host, ``[R, room + header]``.
+            own: what this rank said.
+        """
+        headers = received[:, -self.header :].tolist()
+        for rank, header in zip(mesh.ranks.tolist(), headers, strict=True):
+            found = self._error(header, mesh)
+            if found is not None:
+                error, text = found
+                detail = f" ({own.detail})" if own.detail and rank == mesh.platform.rank else ""
+                raise error(f"{self.call} on rank {rank}: {text}{detail}")
+        start = 3
+        for common in self.common:
+            said = [tuple(header[start : start + common.size]) for header in headers]
+            start += common.size
+            other = next((position for position, values in enumerate(said) if values != said[0]), None)
+            if other is not None:
+                raise ValueError(
+                    f"{self.call} on rank {int(mesh.ranks[other])}: {common.what} is {common.describe(*said[other])}, "
+                    f"but on rank {int(mesh.ranks[0])} it is {common.describe(*said[0])}; {common.rule}"
+                )
+
+    def _error(self, header: Sequence[int], mesh: DeviceMesh) -> tuple[type[Exception], str] | None:
+        fault, values, measured = header[0], header[1:3], header[len(header) - self.measured :]
+        if not fault:
+            return self.judge(values, measured)
+        error, text = self.faults[fault]
+        return error, text.format(*values, platform=mesh.platform.name, device=mesh.platform.device, mesh=mesh)
 
 
-def message(
-    platform: Platform[Any], rows: Any, tokens_per_expert: Any, ranks: int, experts: int, fault: Fault | None
-) -> Any:
-    """What this rank sends: int64 ``[R, L + HEADER]``, for each rank the counts of its experts, then the header."""
-    local = experts // ranks
-    if fault is not None:
-        empty = np.zeros((ranks, local + HEADER), dtype=np.int64)
-        empty[:, local : local + 3] = (fault.code, *fault.values)
-        return platform.from_host(empty)
-    xp = platform.xp
-    counts = tokens_per_expert if tokens_per_expert.dtype == xp.int64 else xp.astype(tokens_per_expert, xp.int64)
-    if experts:
-        totals = xp.stack([xp.sum(counts), xp.min(counts)])  # [2]
-    else:
-        totals = xp.zeros((2,), dtype=xp.int64)
-    known = np.array([_NO_FAULT, rows.shape[0], math.prod(rows.shape[1:]), _dtype_number(xp, rows.dtype)], np.int64)
-    known_rows = platform.from_host(np.tile(known, (ranks, 1)))  # [R, 4]
-    return xp.concat([xp.reshape(counts, (ranks, local)), known_rows, xp.broadcast_to(totals, (ranks, 2))], axis=1)
-
-
-def counts_of(host_message: np.ndarray) -> np.ndarray:
-    """The counts of a message, ``[R, L]``."""
-    return host_message[:, :-HEADER]
-
-
-def raise_any(mesh: DeviceMesh, received: np.ndarray, own: Fault | None) -> None:
-    """Raise the error of the first rank of the mesh that is at fault; the same on all ranks."""
-    headers = received[:, -HEADER:].tolist()
-    for position, header in enumerate(headers):
-        error = _error(header, mesh.platform.name)
-        if error is not None:
-            rank = int(mesh.ranks[position])
-            detail = f" ({own.detail})" if own is not None and own.detail and rank == mesh.platform.rank else ""
-            raise type(error)(f"dispatch on rank {rank}: {error}{detail}")
-    kinds = [f"{width} x {_DTYPES[dtype]}" for _, _, width, dtype, _, _ in headers]
-    if len(set(kinds)) > 1:
-        other = next(position for position, kind in enumerate(kinds) if kind != kinds[0])
-        raise ValueError(
-            f"dispatch on rank {int(mesh.ranks[other])}: a row is {kinds[other]}, but on rank {int(mesh.ranks[0])} it "
-            f"is {kinds[0]}; rows must have one size and dtype on all ranks, also on a rank that has none"
-        )
-
-
-def _dtype_number(xp: Any, dtype: Any) -> int:
+def dtype_number(xp: Any, dtype: Any) -> int:
+    """A number by which ranks tell each other a dtype; different for different dtypes."""
     known = (i for i, name in enumerate(_DTYPES) if hasattr(xp, name) and dtype == getattr(xp, name))
-    return next(known, len(_DTYPES) - 1)
+    number = next(known, None)
+    return -1 - zlib.crc32(str(dtype).encode()) if number is None else number
 
 
-def _error(header: list[int], platform: str) -> Exception | None:
-    code, first, second, _, total, least = header
-    if code == _WRONG_LENGTH:
-        shape = f"has {first} entries" if first >= 0 else f"has {-first} dims"
-        return ValueError(f"tokens_per_expert {shape}, but num_experts={second}: give one count for each expert")
-    if code == _NOT_INTEGER:
-        return TypeError("tokens_per_expert must hold int32 or int64 counts; cast it")
-    if code == _FOREIGN_TENSOR:
-        return TypeError(
-            f"rows and tokens_per_expert must be tensors of platform {platform!r}; "
-            "convert NumPy arrays with platform.from_host, or make the mesh with the platform of your tensors"
-        )
-    if code == _NO_ROWS:
-        return ValueError("rows has no dims; its first dim counts the rows, as in [N, D]")
-    if least < 0:
-        return ValueError(f"tokens_per_expert holds {least}; counts cannot be negative")
-    if total != first:
-        return ValueError(f"tokens_per_expert sums to {total} but there are {first} rows; every row needs one expert")
-    return None
+def dtype_name(number: int) -> str:
+    """The dtype of that number, for people to read."""
+    return _DTYPES[number] if number >= 0 else f"another dtype (number {number})"
+
+
+def kind_of(value: Any) -> str:
+    """What *value* is, for an error that says that it is no tensor: its type, and where and how it is stored."""
+    told = (f" on {value.device}" if hasattr(value, "device") else "", str(getattr(value, "layout", "")))
+    return f"{type(value).__module__}.{type(value).__qualname__}{told[0]}" + (f", {told[1]}" if told[1] else "")

@@ -114,7 +114,7 @@ class Platform(Protocol[T]):
         ...
 
     def is_tensor(self, value: object) -> bool:
-        """Whether *value* is a tensor of this platform (of this framework)."""
+        """Whether *value* is a tensor that the other members take: of this framework, dense, and on this device."""
         ...
 
     def arange(self, start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None) -> T:

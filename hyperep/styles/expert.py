@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from hyperep.distribute import distribute_parameter, own_parameters
-from hyperep.exchange.rows import DispatchContext, combine, dispatch
+from hyperep.exchange.rows import DispatchContext, combine, dispatch_agreed
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Shard
 from hyperep.platform.protocol import Module
@@ -47,7 +47,7 @@ class ExpertParallel(BaseExpertParallel):
         self, module: Module, inputs: tuple[Any, ...], mesh: DeviceMesh, num_experts: int
     ) -> tuple[tuple[Any, ...], DispatchContext]:
         rows, tokens_per_expert = inputs
-        rows, counts, context = dispatch(rows, tokens_per_expert, mesh, num_experts=num_experts)
+        rows, counts, context = dispatch_agreed(rows, tokens_per_expert, mesh, num_experts)
         return (rows, counts), context
 
     def _token_combine(self, module: Module, routed_output: Any, mesh: DeviceMesh, context: DispatchContext) -> Any:

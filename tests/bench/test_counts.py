@@ -8,7 +8,7 @@ from hyperep.bench import theory
 from hyperep.bench.counting import nbytes
 from hyperep.bench.program import count, run
 from hyperep.bench.shapes import Shape
-from hyperep.exchange.faults import HEADER
+from hyperep.exchange.row_input import HEADER
 from hyperep.loopback import run as on_ranks
 
 SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)

@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from hyperep.exchange.faults import HEADER
+from hyperep.exchange.row_input import HEADER
 from hyperep.platform.protocol import Platform
 
 ROOT = Path(__file__).parents[2]

@@ -49,3 +49,23 @@ def test_one_style_serves_two_layers(ranks):
 
 def test_a_layer_of_a_published_model_agrees(four):
     _run(four, "configured_layer_agrees", style="plan", ep=2, tp=2, config="deepseek-v3")
+
+
+def bad_input(platform):
+    """The core's cases of bad input to dispatch and combine, one after the other: the ranks stay in step."""
+    import dispatch_cases
+
+    for which in dispatch_cases.BAD_INPUT:
+        dispatch_cases.bad_input_on_one_rank_raises_on_all(platform, which)
+    for which in dispatch_cases.DISAGREEMENTS:
+        dispatch_cases.disagreement_on_experts_raises_on_all(platform, which)
+    for which in dispatch_cases.NOT_COMBINED:
+        dispatch_cases.combine_refuses(platform, which)
+    dispatch_cases.combine_takes_what_it_is_told(platform)
+    dispatch_cases.a_style_copies_once_for_any_number_of_experts(platform)
+    if platform.world_size == 4:
+        dispatch_cases.errors_name_world_ranks(platform)
+
+
+def test_bad_input_on_one_rank_raises_on_all(ranks):
+    ranks.run("test_parity:bad_input", {}, deadline=DEADLINE)

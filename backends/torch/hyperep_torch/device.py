@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["CPU", "CUDA", "KINDS", "DeviceKind", "choose_kind"]
+__all__ = ["CPU", "CUDA", "KINDS", "DeviceKind", "choose_kind", "lies_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +81,10 @@ def choose_kind(requested: str | None, kinds: Sequence[DeviceKind] = KINDS) -> D
     if not found.is_available():
         raise ValueError(f"device={requested!r} was asked for, but PyTorch sees no such device; choose another one")
     return found
+
+
+def lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Whether the elements of *tensor* lie on *device*, one after the other: no sparse tensor, and no other device."""
+    # "cuda" and "cuda:0" may be one device; which, only the current one could tell.
+    same = tensor.device.index == device.index or device.index is None
+    return tensor.layout == torch.strided and tensor.device.type == device.type and same

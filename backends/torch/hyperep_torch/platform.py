@@ -21,6 +21,7 @@ from hyperep.sharding import Sharding
 from hyperep_torch import autodiff, collectives, grouped, groups, modules, row_sums, rows, sharded, swiglu, transfer
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
+from hyperep_torch.device import lies_on
 from hyperep_torch.instruments import Instruments
 from hyperep_torch.local_parts import local_part
 from hyperep_torch.spec import CAPABILITIES
@@ -93,7 +94,7 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         return self._xp
 
     def is_tensor(self, value: object) -> bool:  # noqa: D102
-        return isinstance(value, torch.Tensor)
+        return isinstance(value, torch.Tensor) and not isinstance(value, DTensor) and lies_on(value, self._world.device)
 
     def from_host(self, array: np.ndarray) -> torch.Tensor:  # noqa: D102
         return transfer.from_host(array, self._world.device)

@@ -7,7 +7,7 @@ import bench_counts
 import pytest
 from bench_counts import SHAPE
 
-from hyperep.exchange.faults import HEADER
+from hyperep.exchange.row_input import HEADER
 
 
 @pytest.fixture(scope="module")
