@@ -6,7 +6,7 @@ Run it with: msrun --worker_num=2 --local_worker_num=2 --master_port=8118 --join
 
 import mindspore as ms
 import numpy as np
-from mindspore import mint, nn, ops
+from mindspore import nn, ops
 
 import hyperep
 from hyperep.moe import MoE
@@ -48,11 +48,12 @@ step = ms.value_and_grad(loss_of, None, optimizer.parameters)
 for i in range(20):
     tokens = data.normal(size=(128, 32)).astype(np.float32)
     loss, gradients = step(ms.Tensor(tokens), ms.Tensor(np.tanh(tokens @ target)))
-    if platform.world_size > 1:
-        for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
-            if platform.sharding(parameter) is None:  # replicated, so summed; an expert's gradient is complete already
-                mint.distributed.all_reduce(gradient)
-        mint.distributed.all_reduce(loss)
+    # An expert's gradient is complete already; those of replicated parameters are summed over the ranks.
+    gradients = tuple(
+        gradient if platform.sharding(parameter) else platform.all_reduce(gradient)
+        for parameter, gradient in zip(optimizer.parameters, gradients, strict=True)
+    )
     optimizer(gradients)
+    loss = platform.all_reduce(loss)
     if platform.rank == 0:
         print(i, model.moe.experts.w1.shape, float(loss), flush=True)

@@ -10,6 +10,7 @@ from typing import Any
 from mindspore import Parameter, Tensor, nn
 
 from hyperep.sharding import Sharding
+from hyperep_mindspore.transfer import contiguous
 
 __all__ = ["NeutralCell", "ShardedParameter", "WrappedConstruct", "shard_parameter", "sharding_of", "wrap_construct"]
 
@@ -44,6 +45,8 @@ class NeutralCell(nn.Cell):
 
     def construct(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the neutral forward on the tensors as they are at this call."""
+        for parameter in self._params.values():
+            _hand_out_contiguous_gradients(parameter)
         return self._neutral_forward(self, *inputs, **kwargs)
 
     def extend_repr(self) -> str:
@@ -52,6 +55,18 @@ class NeutralCell(nn.Cell):
 
     def _get_name(self) -> str:
         return self._neutral_name
+
+
+def _hand_out_contiguous_gradients(parameter: Parameter) -> None:
+    """Have every gradient of *parameter* made contiguous, whoever differentiates.
+
+    A gradient may be a view: a gate that is multiplied by its transpose gets the transpose of one. MindSpore's in-place
+    collectives on the CPU change nothing in a view, and say nothing; and an all-reduce of the gradients is what users
+    write. A copy of a cell has parameters without hooks, so this is done at each call, once for each parameter.
+    """
+    if parameter.requires_grad and not getattr(parameter, "hyperep_hooked", False):
+        parameter.register_hook(contiguous)
+        parameter.hyperep_hooked = True
 
 
 class ShardedParameter:

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-__all__ = ["from_host", "to_host"]
+__all__ = ["contiguous", "from_host", "to_host"]
 
 _INTEGERS = (ms.bool_, ms.uint8, ms.int8, ms.int16, ms.int32, ms.int64)
 _FLOATS = (ms.bfloat16, ms.float16, ms.float32)
@@ -20,6 +20,11 @@ def from_host(array: np.ndarray) -> Tensor:
     if array.dtype.name == "bfloat16":
         return ops.cast(Tensor(array.astype(np.float32)), ms.bfloat16)
     return Tensor(np.array(array, order="C"))
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """*x*, or a copy of it whose elements lie in the order of its dims."""
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def to_host(tensors: Sequence[Tensor], device: str) -> tuple[np.ndarray, ...]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from hyperep_mindspore.platform import MindSporePlatform, join
 from mindspore import Tensor
 
 from hyperep.launch.pool import RankPool
+
+# The core's neutral cases; ranks look for programs where their parent does.
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,13 @@ import os
 import signal
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
+from measure import fill_weights, rows
+from mindspore import mint, ops
 
+from hyperep.moe import MoE
 from hyperep.train import checkpoint
 from hyperep.train.precision import choose_dtype
 from hyperep.train.settings import Settings
@@ -165,6 +169,20 @@ def groups(platform):
     if outside is not None:
         with pytest.raises(ValueError, match="not a member"):
             platform.all_reduce(platform.xp.ones((1,)), outside)
+
+
+def plain_reduction_of_gradients(platform):
+    """MindSpore's own in-place all-reduce of what ``ms.value_and_grad`` gives is right, as people write it."""
+    layer = MoE(platform, dim=6, hidden_dim=5, num_experts=4, top_k=2)
+    fill_weights(platform, layer)
+    x = platform.from_host(rows(platform.rank, 7, 6))
+    parameters = layer.trainable_params()
+    _, gradients = ms.value_and_grad(lambda x: ops.sum(layer(x) ** 2), None, parameters)(x)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        own = gradient.asnumpy().copy()
+        (every,) = platform.to_host(platform.all_gather(platform.from_host(own[None])))
+        mint.distributed.all_reduce(gradient)
+        np.testing.assert_allclose(gradient.asnumpy(), every.sum(0), rtol=1e-4, atol=1e-4, err_msg=parameter.name)
 
 
 def several_under_way(platform):

@@ -39,6 +39,7 @@ def test_the_gradient_goes_back(ranks, kind):
         "empty_collectives",
         "nothing_is_recorded",
         "tensor_parallel_pair",
+        "plain_reduction_of_gradients",
         "groups",
         "several_under_way",
         "bad_splits",

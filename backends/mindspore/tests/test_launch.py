@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting ranks: what fails is named and nothing survives; joining msrun; the native example under it."""
+"""Starting ranks: what fails is named and nothing survives; joining a launch."""
 
 import os
 import re
-import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,8 +13,6 @@ from hyperep_mindspore.world import is_launched, join_world
 
 from hyperep.launch.pool import RankPool
 from hyperep.platform.errors import RankFailure
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_moe.py"
 
 
 def _alive(pid):
@@ -90,31 +85,3 @@ def _own_schedulers():
         if b"MS_ROLE=MS_SCHED" in environment and stat[0] != "Z" and int(stat[1]) == os.getpid():
             found.add(int(entry.name))
     return found
-
-
-def test_the_native_example_trains_under_msrun(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mindspore.parallel.cluster.run"),
-        *("--worker_num=2", "--local_worker_num=2", f"--master_port={port}", "--join=True"),
-        *(f"--log_dir={tmp_path / 'logs'}", str(EXAMPLE)),
-    ]
-    # msrun starts its workers with the python that is first in PATH.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    msrun = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=environment
-    )
-    try:
-        printed, _ = msrun.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        msrun.send_signal(signal.SIGINT)  # ends its workers, which have process groups of their own
-        msrun.wait(20)
-        raise
-    logs = "\n".join(log.read_text(errors="replace") for log in sorted((tmp_path / "logs").glob("worker_*.log")))
-    assert msrun.returncode == 0, printed[-2000:] + logs[-4000:]
-    losses = [float(value) for value in re.findall(r"^\d+ \(4, 128, 64\) (\S+)$", logs, flags=re.M)]
-    assert len(losses) == 20
-    assert losses[-1] < 0.7 * losses[0]

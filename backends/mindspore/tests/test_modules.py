@@ -9,6 +9,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 import hyperep
+from hyperep.moe import MoEConfig, RouterConfig, build_moe
 from hyperep.sharding import Sharding
 
 
@@ -50,6 +51,31 @@ def test_gradients_reach_the_parameters_and_not_the_buffers(platform):
     gradients = dict(zip(["x", *parameters], pullback(Tensor(cotangent)), strict=True))
     np.testing.assert_allclose(gradients["first.weight"].asnumpy(), cotangent.T @ x.asnumpy(), rtol=1e-5)
     np.testing.assert_allclose(gradients["second.weight"].asnumpy(), 2 * cotangent.T @ x.asnumpy(), rtol=1e-5)
+
+
+def _layers(platform):
+    """Every layer that has parameters of its own, as made, copied, and sharded."""
+    router = RouterConfig(num_experts=4, top_k=2)
+    layer = build_moe(platform, MoEConfig(dim=3, hidden_dim=5, router=router, num_shared_experts=1))
+    twin = copy.deepcopy(layer)
+    sharded = copy.deepcopy(twin)
+    mesh = hyperep.init_device_mesh(platform, (1,), ("tp",))
+    plan = {"experts": hyperep.TensorParallel(), "shared_*.w[13]": hyperep.ColwiseParallel()}
+    hyperep.parallelize_module(sharded, mesh, plan)
+    summed = platform.make_module("M", {"w": platform.xp.ones((2, 3))}, lambda m, x: platform.xp.sum(m.w) + x)
+    return {"pair": _pair(platform), "moe": layer, "copied": twin, "sharded": sharded, "summed": summed}
+
+
+def test_every_layer_hands_out_contiguous_gradients(platform):
+    """An in-place collective changes nothing in a view, and says nothing."""
+    for name, layer in _layers(platform).items():
+        parameters = layer.trainable_params()
+        for _ in range(2):
+            step = ms.value_and_grad(lambda x, layer=layer: ops.sum(layer(x) ** 2), None, parameters)
+            for parameter, gradient in zip(parameters, step(_x())[1], strict=True):
+                assert gradient.is_contiguous(), (name, parameter.name)
+        _outputs, pullback = platform.vjp(layer, _x(), parameters=parameters)
+        assert all(gradient.is_contiguous() for gradient in pullback(ops.ones(_outputs.shape))), name
 
 
 def test_two_modules_of_the_same_tensors_are_apart(platform):

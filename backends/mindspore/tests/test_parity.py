@@ -1,14 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Styles against the unsharded layer between real ranks, and alone: the core's neutral cases."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-_NEUTRAL = str(Path(__file__).parents[3] / "tests" / "neutral")
-if _NEUTRAL not in sys.path:
-    sys.path.insert(0, _NEUTRAL)  # ranks look for programs where their parent does
 
 DEADLINE = 240.0
 STYLED_GRID = [("ep", 2, 1), ("ep", 4, 1), ("tp", 1, 2), ("tp", 1, 4), ("etp", 1, 2), ("etp", 2, 1), ("etp", 2, 2)]
@@ -69,3 +62,11 @@ def bad_input(platform):
 
 def test_bad_input_on_one_rank_raises_on_all(ranks):
     ranks.run("test_parity:bad_input", {}, deadline=DEADLINE)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("world", "style", "tp"), [("two", "ep", 1), ("four", "etp", 2)])
+def test_training_keeps_replicas_equal(request, world, style, tp, dtype):
+    arguments = {"style": style, "tp": tp, "dtype": dtype}
+    ranks = request.getfixturevalue(world)
+    ranks.run("replicas:training_keeps_replicas_equal", arguments, deadline=DEADLINE)

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
 import parity
+import replicas
 
 STYLED_GRID = [
     *(("ep", ep, 1) for ep in (2, 4)),
@@ -59,3 +60,9 @@ def test_partial_rowwise_output_sums_to_the_whole(two):
 @pytest.mark.parametrize("mean_of_means", [False, True])
 def test_gradient_scale(two, mean_of_means):
     two.run(parity.gradient_scale, mean_of_means)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("world", "style", "tp"), [("two", "ep", 1), ("four", "ep", 1), ("four", "etp", 2)])
+def test_training_keeps_replicas_equal(request, world, style, tp, dtype):
+    request.getfixturevalue(world).run(replicas.training_keeps_replicas_equal, style, tp, dtype)

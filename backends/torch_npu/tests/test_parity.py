@@ -21,3 +21,8 @@ def test_layers_of_published_models_agree(pools, config):
 
 def test_one_style_serves_two_layers(pools):
     pools(2).run("parity:one_style_serves_two_layers", {}, deadline=60)
+
+
+@pytest.mark.parametrize(("ranks", "style", "tp"), [(2, "ep", 1), (4, "etp", 2)])
+def test_training_keeps_replicas_equal(pools, ranks, style, tp):
+    pools(ranks).run("replicas:training_keeps_replicas_equal", {"style": style, "tp": tp}, deadline=120)
