@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
@@ -30,15 +31,20 @@ def distribute_tensor(tensor: Any, mesh: DeviceMesh, placements: Sequence[Placem
         In PyTorch a ``DTensor``; on platforms without such a type a :class:`hyperep.sharding.ShardedTensor`.
 
     Raises:
-        ValueError: the number of placements is wrong, or a sharded dim does not exist or does not divide.
-        TypeError: *tensor* belongs to another platform.
+        ValueError: on all ranks, the number of placements is wrong, a sharded dim does not exist or does not divide, or
+            a rank was given another shape, dtype or placement than the first one.
+        TypeError: *tensor* belongs to another platform or device, or is sparse.
     """
-    sharding = Sharding(adopt_mesh(mesh), tuple(placements))
-    platform = sharding.mesh.platform
-    if not platform.is_tensor(tensor):
+    mesh = adopt_mesh(mesh)
+    platform = mesh.platform
+    usable = platform.is_tensor(tensor)
+    kind = _described(tensor) if usable else f"a {type(tensor).__module__}.{type(tensor).__qualname__}"
+    require_agreement(mesh, "distribute_tensor", (kind, f"placements {list(placements)}"))
+    sharding = Sharding(mesh, tuple(placements))
+    if not usable:
         raise TypeError(
-            f"distribute_tensor got a {type(tensor).__module__}.{type(tensor).__qualname__}, which is no tensor of "
-            f"platform {platform.name!r}; use platform.from_host, or a mesh of the tensor's platform"
+            f"distribute_tensor got {kind}, which is no tensor of platform {platform.name!r} that is dense and on its "
+            f"device {platform.device}; use platform.from_host, or a mesh of the tensor's platform"
         )
     return platform.from_local(shard_tensor(tensor, sharding), sharding)
 
@@ -47,11 +53,18 @@ def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements
     """Replace the direct parameter *name* of *module* by its shard. Collective over the mesh.
 
     Raises:
-        ValueError: the parameter is distributed already, or as for :func:`distribute_tensor`.
+        ValueError: the module has no such parameter itself, it is distributed already, or as for
+            :func:`distribute_tensor`.
     """
-    sharding = Sharding(adopt_mesh(mesh), tuple(placements))
-    platform = sharding.mesh.platform
-    parameter = own_parameters(platform, module)[name]
+    mesh = adopt_mesh(mesh)
+    platform = mesh.platform
+    parameters = own_parameters(platform, module)
+    kind = _described(parameters[name]) if name in parameters else f"none of {sorted(parameters)}"
+    require_agreement(mesh, f"distribute_parameter of {name!r}", (kind, f"placements {list(placements)}"))
+    if name not in parameters:
+        raise ValueError(f"the module has no parameter {name!r} of its own; it has {sorted(parameters)}")
+    sharding = Sharding(mesh, tuple(placements))
+    parameter = parameters[name]
     current = platform.sharding(parameter)
     if current is not None:
         raise ValueError(
@@ -59,6 +72,11 @@ def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements
             "style is applied once, to a module that holds whole parameters, and before any data-parallel wrapper"
         )
     platform.shard_parameter(module, name, shard_tensor(platform.local(parameter), sharding), sharding)
+
+
+def _described(tensor: Any) -> str:
+    """What ranks must have in common of a tensor or parameter."""
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def own_parameters(platform: Any, module: Module) -> dict[str, Any]:

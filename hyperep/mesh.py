@@ -7,6 +7,7 @@ A mesh has *dimensions* with names; a tensor has *dims*.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,12 +174,15 @@ def init_device_mesh(
     Collective: every rank of the world calls it with the same arguments, also those that fall outside the mesh.
 
     Raises:
-        ValueError: the shape is empty or has a size below one, a name is missing or given twice, or the mesh is
-            larger than the world.
+        ValueError: the shape is empty, has a size below one or one that is no whole number; a name is missing or given
+            twice, or the names are one string; or the mesh is larger than the world.
     """
-    sizes = tuple(int(size) for size in shape)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"mesh shape {sizes} must have at least one dimension, each of size 1 or more")
+    sizes = _sizes(shape)
+    if isinstance(mesh_dim_names, str):
+        raise ValueError(
+            f"mesh_dim_names={mesh_dim_names!r} is one string; give a name for each dimension of shape {sizes}, as in "
+            f"({mesh_dim_names!r},)"
+        )
     names = None if mesh_dim_names is None else tuple(mesh_dim_names)
     _check_names(sizes, names)
     needed = math.prod(sizes)
@@ -189,6 +193,16 @@ def init_device_mesh(
         )
     ranks = np.arange(needed, dtype=np.int64).reshape(sizes)
     return DeviceMesh(platform, ranks, names, [_own_group(platform, ranks, dim) for dim in range(len(sizes))])
+
+
+def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise ValueError(f"mesh shape {shape!r} must be whole numbers, one for each dimension, as in (2, 4)") from None
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"mesh shape {sizes} must have at least one dimension, each of size 1 or more")
+    return sizes
 
 
 def _own_group(platform: Platform[Any], ranks: np.ndarray, dim: int) -> Group:
@@ -202,5 +216,6 @@ def _own_group(platform: Platform[Any], ranks: np.ndarray, dim: int) -> Group:
 
 
 def _check_names(shape: tuple[int, ...], names: tuple[str, ...] | None) -> None:
-    if names is not None and (len(names) != len(shape) or len(set(names)) != len(names)):
+    strings = names is not None and all(isinstance(name, str) for name in names)
+    if names is not None and (not strings or len(names) != len(shape) or len(set(names)) != len(names)):
         raise ValueError(f"mesh_dim_names={names} must hold one distinct name for each dimension of shape {shape}")

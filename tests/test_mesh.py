@@ -29,6 +29,20 @@ def test_two_dimensions():
     run(on_rank, 6)
 
 
+def test_dimensions_from_the_end():
+    def on_rank(platform):
+        mesh = hyperep.init_device_mesh(platform, (2, 3), ("ep", "tp"))
+        row, column = divmod(platform.rank, 3)
+        assert (mesh.size(-1), mesh.size(-2)) == (3, 2)
+        assert (mesh.get_local_rank(-2), mesh.get_local_rank(-1)) == (row, column)
+        assert (mesh.get_group(-2), mesh.get_group(-1)) == (mesh.get_group("ep"), mesh.get_group("tp"))
+        for outside in (-3, 2):
+            with pytest.raises(ValueError, match=f"mesh dimension {outside} does not exist; this mesh has 2"):
+                mesh.get_group(outside)
+
+    run(on_rank, 6)
+
+
 def test_sub_meshes():
     def on_rank(platform):
         mesh = hyperep.init_device_mesh(platform, (2, 2, 2), ("dp", "ep", "tp"))

@@ -5,10 +5,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["LossCoefficients", "MoEConfig", "RouterConfig"]
+__all__ = ["LossCoefficients", "MoEConfig", "RouterConfig", "require_whole"]
+
+
+def require_whole(name: str, value: Any) -> None:
+    """Check that a setting is a whole number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +50,8 @@ class RouterConfig:
     """Add a bias per expert to the scores when experts are chosen, and not when they are weighted."""
 
     def __post_init__(self) -> None:
+        for name in ("num_experts", "top_k", "num_groups", "top_groups"):
+            require_whole(name, getattr(self, name))
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k={self.top_k} must be between 1 and num_experts={self.num_experts}")
         if self.score_function not in ("softmax", "sigmoid"):
@@ -102,6 +117,8 @@ class MoEConfig:
     """Step of the expert bias, for :func:`hyperep.moe.update_expert_bias`."""
 
     def __post_init__(self) -> None:
+        for name in ("dim", "hidden_dim", "num_shared_experts"):
+            require_whole(name, getattr(self, name))
         for name in ("dim", "hidden_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyperep.moe.config import require_whole
 from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.platform.protocol import Module, Platform
 
@@ -32,6 +33,7 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
         ValueError: a size is below one.
     """
     for name, size in (("dim", dim), ("hidden_dim", hidden_dim), ("num_experts", num_experts)):
+        require_whole(f"GroupedExperts: {name}", size)
         if size < 1:
             raise ValueError(f"GroupedExperts({name}={size}): must be at least 1")
     rng = generator(seed)

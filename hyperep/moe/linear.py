@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperep.moe.config import require_whole
 from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.platform.protocol import Module, Platform
 
@@ -35,6 +36,7 @@ def Linear(  # noqa: N802 (it makes modules, as a class would)
         ValueError: a size is below one.
     """
     for name, size in (("in_features", in_features), ("out_features", out_features)):
+        require_whole(f"Linear: {name}", size)
         if size < 1:
             raise ValueError(f"Linear({name}={size}): must be at least 1")
     parameters = {"weight": platform.from_host(uniform_fan_in(generator(seed), (out_features, in_features)))}

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module, Parameter
 
-__all__ = ["require_experts", "require_mesh", "require_whole"]
+__all__ = ["require_alike", "require_experts", "require_mesh", "require_whole"]
 
 
 def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
@@ -29,12 +30,26 @@ def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> Device
     return mesh
 
 
-def require_experts(style: str, module: Module, mesh: DeviceMesh) -> int:
+def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> None:
+    """Check that all ranks apply one style to modules of one form, before anything is checked on each rank alone.
+
+    Raises:
+        ValueError: on all ranks, if parameters or buffers have other names, shapes or dtypes on one.
+    """
+    platform = mesh.platform
+    tensors = [*platform.parameters(module).items(), *platform.buffers(module).items()]
+    form = [f"{name!r}, {tensor.dtype} of shape {tuple(tensor.shape)}" for name, tensor in tensors]
+    require_agreement(mesh, style, (style, *settings, *form))
+
+
+def require_experts(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> int:
     """The number of experts of a module, from the first dim of its parameters; checked before anything is changed.
 
     Raises:
-        ValueError: there are no parameters, they disagree on dim 0, or one is distributed already.
+        ValueError: on all ranks, there are no parameters, they disagree on dim 0, one is distributed already, or a rank
+            has others.
     """
+    require_alike(style, module, mesh, settings)
     parameters = mesh.platform.parameters(module)
     if not parameters:
         raise ValueError(f"{style}: the module has no parameters; apply the style to the module that holds the experts")

@@ -11,7 +11,7 @@ from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
-from hyperep.styles.checks import require_mesh, require_whole
+from hyperep.styles.checks import require_alike, require_mesh, require_whole
 from hyperep.styles.style import ParallelStyle
 
 __all__ = ["ColwiseParallel", "RowwiseParallel"]
@@ -122,6 +122,7 @@ class RowwiseParallel(ParallelStyle):
 
 def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int) -> tuple[str, ...]:
     """The names of a linear module's parameters; checked before anything is changed."""
+    require_alike(style, module, mesh)
     parameters = own_parameters(mesh.platform, module)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     fits = (

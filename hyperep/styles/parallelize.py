@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
+from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
@@ -32,8 +33,8 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
         The same module.
 
     Raises:
-        ValueError: a pattern matches nothing (the message names the nearest paths), or two match the same part.
-            Nothing has been changed then. Whatever the styles raise.
+        ValueError: on all ranks, a pattern matches nothing (the message names the nearest paths), two match the same
+            part, or a rank has another plan or other parts. Nothing has been changed then. Whatever the styles raise.
 
     Example:
         >>> import hyperep
@@ -58,6 +59,8 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
     mesh = adopt_mesh(mesh)
     parts = mesh.platform.named_modules(module)
     styles = {"": plan} if isinstance(plan, ParallelStyle) else dict(plan)
+    entries = [f"plan entry {pattern!r}, {type(style).__name__}" for pattern, style in styles.items()]
+    require_agreement(mesh, "parallelize_module", [*entries, *(f"part {path!r}" for path in parts)])
     matched: dict[str, str] = {}
     for pattern in styles:
         paths = [path for path in parts if _matches(path, pattern)]

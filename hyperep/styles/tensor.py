@@ -51,7 +51,7 @@ class TensorParallel(ParallelStyle):
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        require_experts(type(self).__name__, module, mesh)
+        require_experts(type(self).__name__, module, mesh, [repr(self.slices)])
         for key, dim in self.slices.dims(module, mesh, mesh.size()).items():
             distribute_parameter(module, key, mesh, [Shard(dim)])
         group, platform = mesh.get_group(), mesh.platform

@@ -56,6 +56,32 @@ MESHES = {
         lambda p: _mesh(p, p.world_size, 3),
         r"mesh of shape \(2, 3\) needs 6 ranks, but the world has 2; launch at least 6 ranks or choose a smaller shape",
     ),
+    "mesh of parts of ranks": (
+        lambda p: hyperep.init_device_mesh(p, (2.7,), ("ep",)),
+        r"mesh shape \(2.7,\) must be whole numbers, one for each dimension, as in \(2, 4\)",
+    ),
+    "mesh shape that is no tuple": (
+        lambda p: hyperep.init_device_mesh(p, 2, ("ep",)),
+        r"mesh shape 2 must be whole numbers, one for each dimension, as in \(2, 4\)",
+    ),
+    "names that are one string": (
+        lambda p: hyperep.init_device_mesh(p, (2, 1), "ep"),
+        r"mesh_dim_names='ep' is one string; give a name for each dimension of shape \(2, 1\), as in \('ep',\)",
+    ),
+    "names that are no strings": (
+        lambda p: hyperep.init_device_mesh(p, (2,), (1,)),
+        r"mesh_dim_names=\(1,\) must hold one distinct name for each dimension",
+    ),
+    "dimension before the first": (
+        lambda p: _mesh(p, 2).size(-2),
+        "mesh dimension -2 does not exist; this mesh has 1 dimensions",
+    ),
+    "plan for a mesh in another order": (
+        lambda p: hyperep.parallelize_module(
+            MoE(p, 8, 4, 4, 2), _mesh(p, 2, 1, names=("tp", "ep")), {"experts": hyperep.ExpertTensorParallel()}
+        ),
+        r"ExpertTensorParallel needs a 2-D mesh \[ep, tp\], but got .*tp=2, ep=1",
+    ),
     "mesh of no ranks": (lambda p: _mesh(p, 0), r"mesh shape \(0,\) must have .* each of size 1 or more"),
     "a name for each dimension": (
         lambda p: hyperep.init_device_mesh(p, (2, 1), ("ep",)),
@@ -162,6 +188,11 @@ STYLES = {
 }
 SETTINGS = {
     "top_k above the experts": (_router(top_k=9), "top_k=9 must be between 1 and num_experts=8"),
+    "half an expert per token": (_router(top_k=1.5), "top_k=1.5 must be a whole number"),
+    "no number of experts per token": (lambda p: MoE(p, 8, 4, 4, None), "top_k=None must be a whole number"),
+    "half a group": (_router(num_groups=2.0), "num_groups=2.0 must be a whole number"),
+    "size that is no number": (_layer(dim="8"), "dim='8' must be a whole number"),
+    "features that are no number": (lambda p: Linear(p, 4.0, 4), "Linear: in_features=4.0 must be a whole number"),
     "top_k of the router": (lambda p: TopKRouter(p, 8, 4, 5), "top_k=5 must be between 1 and num_experts=4"),
     "no experts per token": (lambda p: MoE(p, 8, 4, 4, 0), "top_k=0 must be between 1 and num_experts=4"),
     "score function": (_router(score_function="relu"), "score_function='relu': choose 'softmax' or 'sigmoid'"),
@@ -221,3 +252,118 @@ def a_refused_style_changes_nothing(platform):
         hyperep.parallelize_module(layer, mesh, {"experts": hyperep.ExpertTensorParallel()})
     assert all(platform.sharding(parameter) is None for parameter in platform.parameters(layer).values())
     assert np.array_equal(platform.to_host(layer(platform.xp.ones((3, 8))))[0], before)
+
+
+NONE = {
+    "a mesh for a style": lambda p: hyperep.ExpertParallel().apply(_experts(p), None),
+    "a mesh for a plan": lambda p: hyperep.parallelize_module(_experts(p), None, hyperep.ExpertParallel()),
+    "a mesh for a tensor": lambda p: hyperep.distribute_tensor(p.xp.zeros((2,)), None, [hyperep.Shard(0)]),
+    "a mesh for a dispatch": lambda p: hyperep.dispatch(p.xp.zeros((0, 2)), p.xp.zeros((2,), dtype=p.xp.int64), None),
+}
+
+
+def none_is_no_mesh(platform, name):
+    """One line that says what is wanted."""
+    with pytest.raises(TypeError, match=r"mesh=None of type builtins.NoneType is neither a hyperep.DeviceMesh nor"):
+        NONE[name](platform)
+
+
+def _module(platform, shape):
+    return platform.make_module("Experts", {"w": platform.xp.zeros(shape)}, lambda m, x, counts: x)
+
+
+UNLIKE = {
+    "shape": (
+        lambda p, m, odd: hyperep.distribute_tensor(p.xp.zeros((4, 2 if odd else 3)), m, [hyperep.Shard(0)]),
+        r"distribute_tensor: rank {odd} has .*float32 of shape \(4, 2\), but rank 0 has .*float32 of shape \(4, 3\)",
+    ),
+    "dtype": (
+        lambda p, m, odd: hyperep.distribute_tensor(
+            p.xp.zeros((4,), dtype=p.xp.int32 if odd else p.xp.float32), m, [hyperep.Shard(0)]
+        ),
+        r"distribute_tensor: rank {odd} has .*[Ii]nt32 of shape \(4,\), but rank 0 has .*[Ff]loat32 of shape \(4,\)",
+    ),
+    "placement": (
+        lambda p, m, odd: hyperep.distribute_tensor(
+            p.xp.zeros((4,)), m, [hyperep.Replicate() if odd else hyperep.Shard(0)]
+        ),
+        r"distribute_tensor: rank {odd} has placements \[Replicate\(\)\], but rank 0 has placements \[Shard\(0\)\]",
+    ),
+    "a size that does not divide on one rank": (
+        lambda p, m, odd: hyperep.distribute_tensor(p.xp.zeros((5 if odd else 4,)), m, [hyperep.Shard(0)]),
+        r"distribute_tensor: rank {odd} has .* of shape \(5,\), but rank 0 has .* of shape \(4,\)",
+    ),
+    "a list": (
+        lambda p, m, odd: hyperep.distribute_tensor([1.0] * 4 if odd else p.xp.zeros((4,)), m, [hyperep.Shard(0)]),
+        r"distribute_tensor: rank {odd} has a builtins.list, but rank 0 has .*float32 of shape",
+    ),
+    "a parameter": (
+        lambda p, m, odd: hyperep.distribute_parameter(_module(p, (4, 8 if odd else 6)), "w", m, [hyperep.Shard(0)]),
+        r"distribute_parameter of 'w': rank {odd} has .* of shape \(4, 8\), but rank 0 has .* of shape \(4, 6\)",
+    ),
+    "no parameter": (
+        lambda p, m, odd: hyperep.distribute_parameter(_module(p, (4, 2)), "v" if odd else "w", m, [hyperep.Shard(0)]),
+        r"distribute_parameter.*: rank {odd} has none of \['w'\], but rank 0 has ",
+    ),
+    "experts": (
+        lambda p, m, odd: hyperep.ExpertParallel().apply(_experts(p, num_experts=5 if odd else 4), m),
+        r"ExpertParallel: rank {odd} has 'w1', .* of shape \(5, 4, 8\), but rank 0 has 'w1', .* of shape \(4, 4, 8\)",
+    ),
+    "no experts": (
+        lambda p, m, odd: hyperep.ExpertParallel().apply(
+            p.make_module("Empty", {}, lambda m: None) if odd else _module(p, (4, 2)), m
+        ),
+        r"ExpertParallel: rank {odd} has nothing more, but rank 0 has 'w', .* of shape \(4, 2\)",
+    ),
+    "another style": (
+        lambda p, m, odd: (hyperep.TensorParallel() if odd else hyperep.ExpertParallel()).apply(
+            _experts(p), _renamed(p, "tp" if odd else "ep")
+        ),
+        r"ExpertParallel|TensorParallel: rank {odd} has TensorParallel, but rank 0 has ExpertParallel",
+    ),
+    "plan": (
+        lambda p, m, odd: hyperep.parallelize_module(
+            MoE(p, 8, 4, 4, 2), m, {"experts" if odd else "e*": hyperep.ExpertParallel()}
+        ),
+        r"parallelize_module: rank {odd} has plan entry 'experts', ExpertParallel, but rank 0 has plan entry 'e\*'",
+    ),
+    "plan for another model": (
+        lambda p, m, odd: hyperep.parallelize_module(
+            p.make_module("M", {}, lambda m, x: x) if odd else MoE(p, 8, 4, 4, 2),
+            m,
+            {"experts": hyperep.ExpertParallel()},
+        ),
+        r"parallelize_module: rank {odd} has nothing more, but rank 0 has part 'router'",
+    ),
+    "features": (
+        lambda p, m, odd: hyperep.ColwiseParallel().apply(Linear(p, 4, 5 if odd else 4), _renamed(p, "tp")),
+        r"ColwiseParallel: rank {odd} has 'weight', .* of shape \(5, 4\), but rank 0 has 'weight', .* \(4, 4\)",
+    ),
+}
+
+
+def _renamed(platform, name):
+    return hyperep.init_device_mesh(platform, (platform.world_size,), (name,))
+
+
+def unlike_on_one_rank_raises_on_all(platform, name):
+    """What one rank gives another form is refused on every rank, and they are still in step afterwards."""
+    build, message = UNLIKE[name]
+    odd = platform.world_size - 1
+    mesh = _mesh(platform, platform.world_size)
+    with pytest.raises(ValueError, match=message.format(odd=odd)):
+        build(platform, mesh, platform.rank == odd)
+    ranks = platform.all_gather(platform.from_host(np.array([platform.rank])))
+    assert platform.to_host(ranks)[0].tolist() == list(range(platform.world_size))
+
+
+def unlike_in_a_grid_raises_on_all(platform):
+    """On a mesh of two dimensions the ranks whose lines agree hear of it as well."""
+    mesh = _mesh(platform, 2, 2)
+    odd = platform.rank == 2
+    with pytest.raises(ValueError, match=r"rank 2 has .* of shape \(4, 8\), but rank 0 has .* of shape \(4, 6\)"):
+        hyperep.distribute_tensor(
+            platform.xp.zeros((4, 8 if odd else 6)), mesh, [hyperep.Shard(0), hyperep.Replicate()]
+        )
+    tensor = hyperep.distribute_tensor(platform.xp.ones((4, 6)), mesh, [hyperep.Shard(0), hyperep.Shard(1)])
+    assert tuple(tensor.shape) == (4, 6)

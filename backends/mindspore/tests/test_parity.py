@@ -46,6 +46,7 @@ def test_a_layer_of_a_published_model_agrees(four):
 
 def bad_input(platform):
     """The core's cases of bad input to dispatch and combine, one after the other: the ranks stay in step."""
+    import bad_input_cases
     import dispatch_cases
 
     for which in dispatch_cases.BAD_INPUT:
@@ -56,7 +57,10 @@ def bad_input(platform):
         dispatch_cases.combine_refuses(platform, which)
     dispatch_cases.combine_takes_what_it_is_told(platform)
     dispatch_cases.a_style_copies_once_for_any_number_of_experts(platform)
+    for name in bad_input_cases.UNLIKE:
+        bad_input_cases.unlike_on_one_rank_raises_on_all(platform, name)
     if platform.world_size == 4:
+        bad_input_cases.unlike_in_a_grid_raises_on_all(platform)
         dispatch_cases.errors_name_world_ranks(platform)
 
 

@@ -110,6 +110,15 @@ def test_bad_settings_raise_on_every_rank(two, name):
     two.run(bad_input_cases.raises_on_every_rank, name)
 
 
+@pytest.mark.parametrize("name", bad_input_cases.UNLIKE)
+def test_unlike_on_one_rank_raises_on_all(two, name):
+    two.run(bad_input_cases.unlike_on_one_rank_raises_on_all, name)
+
+
+def test_unlike_in_a_grid_raises_on_all(four):
+    four.run(bad_input_cases.unlike_in_a_grid_raises_on_all)
+
+
 def test_a_refused_style_changes_nothing(two):
     two.run(bad_input_cases.a_refused_style_changes_nothing)
 
