@@ -235,12 +235,12 @@ BAD = {
     "too large": (f"indices hold {EXPERTS + 1}", lambda x, i, s: (x, np.where(i == i.flat[0], EXPERTS + 1, i), s)),
     "negative": ("indices hold -1", lambda x, i, s: (x, np.where(i == i.flat[0], -1, i), s)),
     "floating indices": ("int32 or int64", lambda x, i, s: (x, i.astype(np.float32), s)),
-    "integer weights": ("fraction", lambda x, i, s: (x, i, np.ones_like(i))),
+    "integer weights": ("floating", lambda x, i, s: (x, i, np.ones_like(i))),
     "another number of choices": ("with 2 weights", lambda x, i, s: (x, i[:, :2].copy(), s[:, :2].copy())),
     "weights of another shape": ("weights must be", lambda x, i, s: (x, i, s[:, :2].copy())),
     "fewer choices than tokens": ("indices must be", lambda x, i, s: (x, i[:-1].copy(), s[:-1].copy())),
     "wider tokens": ("7 x float32", lambda x, i, s: (np.zeros((len(x), DIM + 1), x.dtype), i, s)),
-    "tokens of three dims": ("tokens must be", lambda x, i, s: (x[None], i, s)),
+    "tokens of three dims": ("tokens have 3 dims", lambda x, i, s: (x[None], i, s)),
 }
 
 
