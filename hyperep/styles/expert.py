@@ -66,6 +66,9 @@ class ExpertParallel(BaseExpertParallel):
             raise ValueError(f"exchange='rows' with levels={self.levels}: rows travel in one level; exchange tokens")
         self.mesh_dim_names = self.levels
 
+    def _settings(self) -> list[str]:
+        return [*super()._settings(), self.exchange]
+
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
         for key in own_parameters(mesh.platform, module):
             distribute_parameter(module, key, mesh, [Shard(0)] * mesh.ndim)

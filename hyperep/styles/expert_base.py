@@ -48,8 +48,8 @@ class BaseExpertParallel(ParallelStyle):
         """
         style = type(self).__name__
         mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
-        num_experts = require_experts(style, module, mesh)
         takes = declared_calls(style, module)
+        num_experts = require_experts(style, module, mesh, [repr(takes), *self._settings()])
         ranks = math.prod(mesh.size(name) for name in self.levels)
         if num_experts % ranks:
             dims = f"the {' x '.join(self.levels)} dimension{'s' if len(self.levels) > 1 else ''} {ranks}"
@@ -75,6 +75,10 @@ class BaseExpertParallel(ParallelStyle):
         # not keep the original alive.
         mesh.platform.wrap_forward(module, functools.partial(called, module))
         return module
+
+    def _settings(self) -> list[str]:
+        """What must be the same on all ranks, in words."""
+        return [repr(self.levels)]
 
     def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:
         """All experts, called with rows, made of those of this rank."""

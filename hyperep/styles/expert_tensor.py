@@ -49,6 +49,9 @@ class ExpertTensorParallel(ExpertParallel):
         self.mesh_dim_names = (*self.levels, "tp")
         self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout)
 
+    def _settings(self) -> list[str]:
+        return [*super()._settings(), repr(self.slices)]
+
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
         for key, dim in self.slices.dims(module, mesh, mesh.size("tp")).items():
             distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), Shard(dim)])
