@@ -34,7 +34,9 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
 
     Raises:
         ValueError: on all ranks, a pattern matches nothing (the message names the nearest paths), two match the same
-            part, or a rank has another plan or other parts. Nothing has been changed then. Whatever the styles raise.
+            part, the mesh lacks the dimensions of a style, or a rank has another plan or other parts. Nothing has been
+            changed then. Whatever the styles raise.
+        TypeError: an entry is no style. Nothing has been changed then.
 
     Example:
         >>> import hyperep
@@ -58,9 +60,10 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
     """
     mesh = adopt_mesh(mesh)
     parts = mesh.platform.named_modules(module)
-    styles = {"": plan} if isinstance(plan, ParallelStyle) else dict(plan)
-    entries = [f"plan entry {pattern!r}, {type(style).__name__}" for pattern, style in styles.items()]
-    require_agreement(mesh, "parallelize_module", [*entries, *(f"part {path!r}" for path in parts)])
+    entries: dict[str, object] = dict(plan) if isinstance(plan, Mapping) else {"": plan}
+    told = [f"plan entry {pattern!r}, {type(style).__name__}" for pattern, style in entries.items()]
+    require_agreement(mesh, "parallelize_module", [*told, *(f"part {path!r}" for path in parts)])
+    styles = {pattern: _as_style(pattern, style, mesh) for pattern, style in entries.items()}
     matched: dict[str, str] = {}
     for pattern in styles:
         paths = [path for path in parts if _matches(path, pattern)]
@@ -73,9 +76,9 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
                     "make one of them narrower"
                 )
             matched[path] = pattern
+    meshes = {pattern: _mesh_for(pattern, style, mesh) for pattern, style in styles.items()}
     for path, pattern in matched.items():
-        style = styles[pattern]
-        style.apply(parts[path], _mesh_for(style, mesh))
+        styles[pattern].apply(parts[path], meshes[pattern])
     return module
 
 
@@ -96,8 +99,38 @@ def _near(pattern: str, parts: Mapping[str, Module]) -> str:
     return f"its parts are {shown}" + (f" and {len(paths) - _NEAR_PATHS} more" if len(paths) > _NEAR_PATHS else "")
 
 
-def _mesh_for(style: ParallelStyle, mesh: DeviceMesh) -> DeviceMesh:
+def _as_style(pattern: str, style: object, mesh: DeviceMesh) -> ParallelStyle:
+    """The entry of a plan as the core's style; a platform may know styles of its framework's own.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(style, ParallelStyle):
+        return style
+    adopt = getattr(mesh.platform, "adopt_style", None)
+    adopted: ParallelStyle | None = None if adopt is None else adopt(style)
+    if adopted is None:
+        raise TypeError(
+            f"plan entry {pattern!r} is a {type(style).__module__}.{type(style).__qualname__}, which is no parallel "
+            "style; give it an object of one, such as ExpertParallel()"
+        )
+    return adopted
+
+
+def _mesh_for(pattern: str, style: ParallelStyle, mesh: DeviceMesh) -> DeviceMesh:
+    """The dimensions of *mesh* that a style names.
+
+    Raises:
+        ValueError: there are none of these names, and not as many in all.
+    """
     names = getattr(style, "mesh_dim_names", None)
-    if names is None or mesh.mesh_dim_names is None or not set(names) < set(mesh.mesh_dim_names):
+    if names is None or mesh.mesh_dim_names in (None, names):
         return mesh
-    return mesh[tuple(names)]
+    if set(names) < set(mesh.mesh_dim_names or ()):
+        return mesh[tuple(names)]
+    if mesh.ndim != len(names):
+        raise ValueError(
+            f"plan entry {pattern!r}: {type(style).__name__} needs the dimensions {names}, but the mesh is {mesh}; "
+            "name dimensions so, or parallelize this part on a mesh of its own"
+        )
+    return mesh

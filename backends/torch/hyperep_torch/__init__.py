@@ -1,2 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch platform for hyperep. Importing this package imports no framework; ``hyperep_torch.platform`` does."""
+"""PyTorch platform for hyperep, and expert parallelism as PyTorch expects it.
+
+Importing this package imports no framework. The names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hyperep_torch.data_parallel import fully_shard
+    from hyperep_torch.gradient_norm import clip_grad_norm_
+    from hyperep_torch.initial import init_weights
+    from hyperep_torch.layers import GroupedExperts, MoE, TopKRouter
+    from hyperep_torch.scaler import GradScaler
+    from hyperep_torch.styles import (
+        ColwiseParallel,
+        ExpertParallel,
+        ExpertTensorParallel,
+        RowwiseParallel,
+        TensorParallel,
+        parallelize_module,
+    )
+
+_HOME = {
+    "ColwiseParallel": "hyperep_torch.styles",
+    "ExpertParallel": "hyperep_torch.styles",
+    "ExpertTensorParallel": "hyperep_torch.styles",
+    "GradScaler": "hyperep_torch.scaler",
+    "GroupedExperts": "hyperep_torch.layers",
+    "MoE": "hyperep_torch.layers",
+    "RowwiseParallel": "hyperep_torch.styles",
+    "TensorParallel": "hyperep_torch.styles",
+    "TopKRouter": "hyperep_torch.layers",
+    "clip_grad_norm_": "hyperep_torch.gradient_norm",
+    "fully_shard": "hyperep_torch.data_parallel",
+    "init_weights": "hyperep_torch.initial",
+    "parallelize_module": "hyperep_torch.styles",
+}
+
+__all__ = [
+    "ColwiseParallel",
+    "ExpertParallel",
+    "ExpertTensorParallel",
+    "GradScaler",
+    "GroupedExperts",
+    "MoE",
+    "RowwiseParallel",
+    "TensorParallel",
+    "TopKRouter",
+    "clip_grad_norm_",
+    "fully_shard",
+    "init_weights",
+    "parallelize_module",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hyperep_torch' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -118,7 +118,7 @@ def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
     if not 0 <= source < size:
         raise ValueError(f"broadcast(source={source}): the group has ranks 0 to {size - 1}")
     output = _fresh(x)
-    if size == 1:
+    if size == 1 or x.is_meta:  # there is nothing to send yet
         return output
     return TorchWork(output, dist.broadcast(output, group=group, group_src=source, async_op=True)).wait()
 

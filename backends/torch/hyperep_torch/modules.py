@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from hyperep_torch.local_parts import local_part, local_parts
+from hyperep_torch.linear import linear_forward
+from hyperep_torch.local_parts import local_part
+from hyperep_torch.opened import OpensItself, call_opened, own_parts
 
-__all__ = ["NeutralModule", "WrappedForward", "wrap_forward"]
+__all__ = ["LocalView", "NeutralModule", "OpensItself", "WrappedForward", "wrap_forward"]
 
 
-class NeutralModule(nn.Module):
+class NeutralModule(OpensItself, nn.Module):
     """A module whose computation is a neutral ``forward(m, *inputs, **kwargs)``; see the protocol's ``make_module``."""
 
     def __init__(
@@ -42,7 +43,7 @@ class NeutralModule(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the neutral forward on the local tensors as they are at this call."""
-        return self._neutral_forward(_LocalView(self), *inputs, **kwargs)
+        return self._neutral_forward(LocalView(self), *inputs, **kwargs)
 
     def extra_repr(self) -> str:
         """What the module prints between its brackets."""
@@ -52,7 +53,7 @@ class NeutralModule(nn.Module):
         return self._neutral_name
 
 
-class _LocalView:
+class LocalView:
     """What a neutral forward sees of its module, for the time of one call.
 
     Attributes are looked up when first used, so that ``functional_call`` and FSDP2, which swap parameters around a
@@ -60,10 +61,7 @@ class _LocalView:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        own = module.named_parameters(recurse=False)
-        distributed = {name: parameter for name, parameter in own if isinstance(parameter, DTensor)}
-        opened = dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True))
-        self.__dict__.update(opened, _module=module)
+        self.__dict__.update(own_parts(module), _module=module)
 
     def __getattr__(self, name: str) -> Any:
         value = local_part(getattr(self._module, name))
@@ -76,13 +74,17 @@ class WrappedForward:
 
     The wrappers belong to the instance and get the rest of the chain as an argument, bound to the module that is
     called. So a deep copy runs on its own weights, and a class that FSDP2 puts on top finds a forward like any other.
+    The module's own forward sees local parts where a style has sharded its parameters.
     """
 
     _forward_wrappers: tuple[Callable[..., Any], ...]
+    _own_forward: Callable[..., Any] | None = None
+    """What stands in for the forward of the module's own class, if anything does."""
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the wrappers around the module's own forward, the last one outermost."""
-        inner = super().forward  # type: ignore[misc]
+        own = self._own_forward or super(WrappedForward, type(self)).forward
+        inner: Callable[..., Any] = functools.partial(call_opened, self, own)
         for wrapper in self._forward_wrappers:
             inner = functools.partial(wrapper, inner)
         return inner(*inputs, **kwargs)
@@ -102,5 +104,8 @@ def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
 
 @functools.cache
 def _wrapped_class(cls: type[nn.Module]) -> type[nn.Module]:
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    names: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    if cls.forward is nn.Linear.forward:
+        # A row-parallel style wants to sum before the bias is added, which this forward cannot.
+        names["_own_forward"] = staticmethod(linear_forward)
     return type(cls.__name__, (WrappedForward, cls), names)

@@ -12,18 +12,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh as NativeMesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ParallelStyle as NativeStyle
 
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward
 from hyperep.sharding import Sharding
+from hyperep.styles.style import ParallelStyle
 from hyperep_torch import autodiff, collectives, grouped, groups, modules, row_sums, rows, sharded, swiglu, transfer
 from hyperep_torch.array_namespace import ArrayNamespace
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch.device import lies_on
 from hyperep_torch.instruments import Instruments
 from hyperep_torch.local_parts import local_part
+from hyperep_torch.opened import mark_shard
 from hyperep_torch.spec import CAPABILITIES
 from hyperep_torch.world import World, join_world
 
@@ -51,6 +54,11 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     @property
     def device(self) -> str:  # noqa: D102
         return str(self._world.device)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that tensors live on."""
+        return self._world.device
 
     @property
     def capabilities(self) -> Mapping[Capability, Support]:  # noqa: D102
@@ -212,12 +220,25 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         shard = local.detach().clone(memory_format=torch.contiguous_format)
         distributed = self._meshes.from_local(shard, sharding)
         module.register_parameter(name, nn.Parameter(distributed, requires_grad=direct[name].requires_grad))
+        mark_shard(module, name)
 
     def from_local(self, local: torch.Tensor, sharding: Sharding) -> DTensor:  # noqa: D102
         return self._meshes.from_local(local, sharding)
 
     def wrap_forward(self, module: nn.Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
         modules.wrap_forward(module, wrapper)
+
+    def native_mesh(self, mesh: DeviceMesh) -> NativeMesh:
+        """PyTorch's own mesh of a core mesh; made of its groups if it has none."""
+        return self._meshes.native(mesh)
+
+    def adopt_style(self, style: object) -> ParallelStyle | None:
+        """The core's view of a style of PyTorch's own; ``None`` if *style* is not one."""
+        if not isinstance(style, NativeStyle):
+            return None
+        from hyperep_torch.styles import BorrowedStyle
+
+        return BorrowedStyle(style)
 
     def adopt_mesh(self, mesh: object) -> DeviceMesh | None:  # noqa: D102
         return self._meshes.adopt(mesh) if isinstance(mesh, NativeMesh) else None

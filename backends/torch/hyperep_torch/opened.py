@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules as their own forward may see them: with this rank's parts in place of the DTensors that a style made.
+
+A forward such as ``F.linear(x, self.weight)`` has plain tensors and cannot compute with DTensors. The module itself
+must not be changed for the time of a call: another thread may be calling it, and FSDP2 and ``functional_call`` change
+it themselves. So the forward is called on a stand-in, which shares everything with the module but its shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+
+from hyperep_torch.local_parts import local_parts
+
+__all__ = ["OpensItself", "call_opened", "mark_shard", "own_parts"]
+
+_SHARDS = "_hyperep_shards"
+"""Attribute of a module: the names of its own parameters that hyperep has sharded."""
+
+_OWN = ("_parameters", "_modules")
+"""What a stand-in does not share with its module."""
+
+
+class OpensItself:
+    """Mixed into modules whose forward takes their parts by :func:`own_parts`, and needs no stand-in."""
+
+
+def mark_shard(module: nn.Module, name: str) -> None:
+    """Note that the parameter *name* of *module* was sharded here, and not by a tool that wants DTensors."""
+    module.__dict__[_SHARDS] = (*module.__dict__.get(_SHARDS, ()), name)
+
+
+def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's parts of the DTensors among the module's own parameters, through which gradients flow.
+
+    Raises:
+        ValueError: one is replicated over ranks, and its gradient would be that of this rank's tokens alone.
+    """
+    own = module._parameters.items()
+    distributed = {name: parameter for name, parameter in own if isinstance(parameter, DTensor)}
+    if torch.is_grad_enabled():
+        for name, parameter in distributed.items():
+            if parameter.requires_grad and any(map(_is_replicate, parameter.placements)):
+                _require_known_replicas(module, name, parameter, distributed)
+    return dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True))
+
+
+def call_opened(module: nn.Module, forward: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
+    """Call ``forward(stand_in, *inputs, **kwargs)``; what it sets on the stand-in is set on *module* afterwards."""
+    stand_in = _stand_in(module)
+    output = forward(stand_in, *inputs, **kwargs)
+    if stand_in is not module:
+        _write_back(stand_in, module)
+    return output
+
+
+def _stand_in(module: nn.Module) -> nn.Module:
+    """*module* itself if no style has sharded anything in it."""
+    if isinstance(module, OpensItself):
+        return module
+    children = {
+        name: stand_in
+        for name, child in module._modules.items()
+        # A child under FSDP2 gathers its parameters when it is called, and so is opened then.
+        if child is not None and not isinstance(child, FSDPModule) and (stand_in := _stand_in(child)) is not child
+    }
+    parts = {}
+    if _SHARDS in module.__dict__:
+        shards = module.__dict__[_SHARDS]
+        parts = {name: part for name, part in own_parts(module).items() if name in shards}
+    if not parts and not children:
+        return module
+    stand_in = object.__new__(type(module))
+    stand_in.__dict__.update(module.__dict__)
+    stand_in.__dict__["_parameters"] = {**module._parameters, **parts}
+    stand_in.__dict__["_modules"] = {**module._modules, **children}
+    return stand_in
+
+
+def _write_back(stand_in: nn.Module, module: nn.Module) -> None:
+    for name, value in stand_in.__dict__.items():
+        if name not in _OWN and module.__dict__.get(name, _OWN) is not value:
+            module.__dict__[name] = value
+    for name, child in stand_in._modules.items():
+        original = module._modules.get(name)
+        if original is not None and child is not None and child is not original:
+            _write_back(child, original)
+
+
+def _require_known_replicas(module: nn.Module, name: str, parameter: DTensor, siblings: dict[str, DTensor]) -> None:
+    """A replica beside shards over the same ranks is a style's, such as the bias of a row-parallel linear module."""
+    mesh = parameter.device_mesh
+    for dimension, placement in enumerate(parameter.placements):
+        beside = (s.placements[dimension] for s in siblings.values() if s.device_mesh == mesh)
+        if mesh.size(dimension) > 1 and _is_replicate(placement) and all(map(_is_replicate, beside)):
+            over = dimension if mesh.mesh_dim_names is None else repr(mesh.mesh_dim_names[dimension])
+            raise ValueError(
+                f"parameter {name!r} of {type(module).__name__} is a DTensor replicated over the mesh dimension "
+                f"{over}; its gradient would be the part of this rank's tokens, and still be called replicated. Leave "
+                "it a plain parameter and let hyperep_torch.fully_shard or DDP sum its gradient"
+            )
+
+
+def _is_replicate(placement: Any) -> bool:
+    return isinstance(placement, Replicate)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core's parallel styles as styles of PyTorch, and PyTorch's styles among the core's.
+
+Each class here is both a ``hyperep.ParallelStyle`` and a ``torch.distributed.tensor.parallel.ParallelStyle``: it serves
+in either ``parallelize_module``. What it does is what the core's style of the same name does; see ``docs/styles.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh as NativeMesh
+from torch.distributed.tensor import parallel as native
+
+import hyperep
+from hyperep.mesh import DeviceMesh
+from hyperep.platform.selection import adopt_mesh
+
+__all__ = [
+    "BorrowedStyle",
+    "ColwiseParallel",
+    "ExpertParallel",
+    "ExpertTensorParallel",
+    "RowwiseParallel",
+    "TensorParallel",
+    "parallelize_module",
+]
+
+
+class _StyleOfTorch(native.ParallelStyle):
+    """Mixed in before a style of the core: what PyTorch's ``parallelize_module`` calls, on PyTorch's meshes."""
+
+    mesh_dim_names: tuple[str, ...]
+
+    def _apply(self, module: nn.Module, device_mesh: NativeMesh) -> nn.Module:
+        return self.apply(module, device_mesh)
+
+    def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
+        """Distribute *module*, in place, and return it; see the core's style.
+
+        Args:
+            module: as the core's style wants it.
+            mesh: a mesh with the style's dimensions. One of a single dimension may call it anything, and one with more
+                dimensions than the style has is sliced.
+
+        Raises:
+            ValueError: ``src_data_rank`` is another one than 0, or as for the core's style.
+        """
+        on_meta = all(parameter.is_meta for parameter in module.parameters())
+        if self.src_data_rank != 0 and not on_meta:
+            raise ValueError(
+                f"{type(self).__name__}: src_data_rank={self.src_data_rank}, but shards are parts of what the first "
+                "rank of the mesh holds; leave it at 0, or make the module on meta and its weights afterwards"
+            )
+        return super().apply(module, _with_names(adopt_mesh(mesh), self.mesh_dim_names))  # type: ignore[misc]
+
+
+def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
+    """*mesh* with the dimensions that a style wants, if that is possible; else as it is, for the style to refuse."""
+    if mesh.mesh_dim_names == names:
+        return mesh
+    if mesh.ndim == len(names) == 1:
+        return DeviceMesh(mesh.platform, mesh.ranks, names, [mesh.get_group()], mesh.native)
+    if set(names) < set(mesh.mesh_dim_names or ()):
+        return mesh[names]
+    return mesh
+
+
+class ExpertParallel(_StyleOfTorch, hyperep.ExpertParallel):
+    """Each rank owns ``E / R`` experts; tokens travel to them.
+
+    Example:
+        >>> from torch.distributed.tensor.parallel import parallelize_module
+        >>> import hyperep_torch as hep
+        >>> plan = {"layers.*.moe.experts": hep.ExpertParallel()}
+        >>> parallelize_module(model, mesh["ep"], plan)  # doctest: +SKIP
+    """
+
+
+class TensorParallel(_StyleOfTorch, hyperep.TensorParallel):
+    """Every rank holds a slice of every expert; tokens are replicated and do not travel."""
+
+
+class ExpertTensorParallel(_StyleOfTorch, hyperep.ExpertTensorParallel):
+    """Experts are split over ``ep``, and each of them is sliced over ``tp``."""
+
+
+class ColwiseParallel(_StyleOfTorch, hyperep.ColwiseParallel):
+    """Each rank holds some rows of a linear module's weight, and computes some features of the output."""
+
+
+class RowwiseParallel(_StyleOfTorch, hyperep.RowwiseParallel):
+    """Each rank holds some columns of a linear module's weight, and computes one term of the output."""
+
+
+class BorrowedStyle(hyperep.ParallelStyle):
+    """A style of PyTorch's own, for the core's plans. It wants a mesh of one dimension, ``tp`` where there are more."""
+
+    mesh_dim_names = ("tp",)
+
+    def __init__(self, style: native.ParallelStyle) -> None:
+        self.style = style
+
+    def apply(self, module: nn.Module, mesh: Any) -> nn.Module:
+        """Apply the style to *module* on PyTorch's own mesh."""
+        adopted = adopt_mesh(mesh)
+        if adopted.ndim != 1:
+            raise ValueError(
+                f"{type(self.style).__name__} is PyTorch's and wants a mesh of one dimension, but got {adopted}; name "
+                "the one for it 'tp', or give it its own sub-mesh"
+            )
+        return self.style._apply(module, adopted.platform.native_mesh(adopted))
+
+
+def parallelize_module(module: nn.Module, mesh: Any, plan: Any) -> nn.Module:
+    """:func:`hyperep.parallelize_module`; a plan may mix hyperep's styles and PyTorch's."""
+    return hyperep.parallelize_module(module, mesh, plan)
