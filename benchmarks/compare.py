@@ -29,8 +29,8 @@ import torch
 from hyperep.bench.case import Case
 from hyperep.bench.shapes import Shape, preset
 from hyperep.bench.timing import interleaved
+from hyperep.exchange.expansion import expand_tokens, merge_rows, plan_routes
 from hyperep.mesh import init_device_mesh
-from hyperep.moe.routing import expand_tokens, merge_rows, plan_routes
 
 TOLERANCE = 1e-4
 Step = Callable[[], list[torch.Tensor]]

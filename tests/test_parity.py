@@ -16,8 +16,9 @@ REDUCING = [("tp", 1, 2), ("etp", 1, 2), ("etp", 2, 2)]
 
 
 @pytest.mark.parametrize(("style", "ep", "tp"), STYLED_GRID)
-def test_sharded_layer_agrees_with_the_unsharded(style, ep, tp):
-    run(lambda platform: parity.sharded_layer_agrees(platform, style, ep, tp), ep * tp)
+@pytest.mark.parametrize("exchange", ["tokens", "rows"])
+def test_sharded_layer_agrees_with_the_unsharded(exchange, style, ep, tp):
+    run(lambda platform: parity.sharded_layer_agrees(platform, style, ep, tp, exchange), ep * tp)
 
 
 @pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)

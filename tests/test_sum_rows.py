@@ -47,3 +47,36 @@ def test_no_rows():
     out, pullback = platform.vjp(lambda x, w: platform.sum_rows(x, index, inverse, w), x, weights)
     assert out.shape == (0, DIM)
     assert [t.shape for t in pullback(out)] == [(0, DIM), (0, TERMS)]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_terms_without_a_row_add_nothing_whatever_their_weight(weighted):
+    platform = LoopbackPlatform()
+    rng = np.random.default_rng(6)
+    x, g = rng.normal(size=(4, DIM)), rng.normal(size=(TOKENS, DIM))
+    index = np.array([[1, 4, 9], [4, 4, 4], [0, 3, 7], [4, 2, 4], [5, 5, 5]])  # 4 and more are no rows
+    inverse = np.array([6, 0, 10, 7])
+    weights = rng.normal(size=(TOKENS, TERMS))
+    weights[index >= 4] = np.nan
+    primals = (x, weights) if weighted else (x,)
+    out, pullback = platform.vjp(lambda x, *w: platform.sum_rows(x, index, inverse, *w), *primals)
+    w = weights if weighted else np.ones_like(weights)
+    wanted, grad_x, grad_w = np.zeros_like(g), np.zeros_like(x), np.zeros_like(w)
+    for row, entry in enumerate(inverse):
+        t, k = divmod(entry, TERMS)
+        wanted[t] += w[t, k] * x[row]
+        grad_x[row], grad_w[t, k] = w[t, k] * g[t], g[t] @ x[row]
+    np.testing.assert_allclose(out, wanted, rtol=1e-12)
+    for got, want in zip(pullback(g), (grad_x, grad_w), strict=False):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_tokens_of_which_no_term_has_a_row():
+    platform = LoopbackPlatform()
+    nobody, weights = np.full((TOKENS, TERMS), 3), np.ones((TOKENS, TERMS))
+    no_rows, no_inverse = np.zeros((0, DIM)), np.zeros(0, dtype=np.int64)
+    out, pullback = platform.vjp(lambda x, w: platform.sum_rows(x, nobody, no_inverse, w), no_rows, weights)
+    np.testing.assert_array_equal(out, np.zeros((TOKENS, DIM)))
+    grad_x, grad_w = pullback(np.ones((TOKENS, DIM)))
+    assert grad_x.shape == (0, DIM)
+    np.testing.assert_array_equal(grad_w, np.zeros((TOKENS, TERMS)))

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hyperep.platform.base import PlatformBase
@@ -20,11 +21,16 @@ class Counts:
 
     host_copies: int = 0
     small: int = 0
-    """Exchanges of integers, which are counts of rows."""
+    """Exchanges of integers, which are counts."""
     large: int = 0
-    """Exchanges of rows."""
-    wire_bytes: int = 0
-    """Bytes that left this rank for another one."""
+    """Exchanges of rows or tokens, and of what belongs to them."""
+    sent: Counter[int] = field(default_factory=Counter)
+    """Bytes that left this rank for another one, by world rank."""
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes that left this rank for another one."""
+        return self.sent.total()
 
 
 class CountingPlatform:
@@ -33,11 +39,19 @@ class CountingPlatform:
     def __init__(self, platform: Platform[Any]) -> None:
         self._platform = platform
         self._counts = Counts()
+        self._members: list[tuple[Group, list[int]]] = [(None, list(range(platform.world_size)))]
 
     def take(self) -> Counts:
         """The counts since the last call."""
         counts, self._counts = self._counts, Counts()
         return counts
+
+    def new_group(self, ranks: Sequence[int]) -> Group:
+        """Remember who is in it."""
+        group = self._platform.new_group(ranks)
+        if self._platform.rank in ranks:
+            self._members.append((group, list(ranks)))
+        return group
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._platform, name)
@@ -55,11 +69,13 @@ class CountingPlatform:
         group: Group = None,
         async_op: bool = False,
     ) -> Any:
-        """Count one exchange, and the bytes that leave this rank; *group* must be all ranks."""
-        ranks, rank = self._platform.world_size, self._platform.rank
-        kept = x.shape[0] // ranks if input_splits is None else input_splits[rank]
-        if x.shape[0]:
-            self._counts.wire_bytes += nbytes(x) // x.shape[0] * (x.shape[0] - kept)
+        """Count one exchange, and the bytes that leave this rank."""
+        members = next(ranks for known, ranks in self._members if known is group)
+        rows = x.shape[0]
+        splits = [rows // len(members)] * len(members) if input_splits is None else input_splits
+        for rank, count in zip(members, splits, strict=True):
+            if rank != self._platform.rank and count:
+                self._counts.sent[rank] += nbytes(x) // rows * count
         if "int" in str(x.dtype).lower():
             self._counts.small += 1
         else:

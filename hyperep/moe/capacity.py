@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hyperep.moe.counting import count_sorted
+from hyperep.exchange.counting import count_sorted
 from hyperep.platform.protocol import Platform
 
 __all__ = ["expert_capacity", "kept_choices"]

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyperep.exchange.routed import routed_from_rows
 from hyperep.moe.config import require_whole
 from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["GroupedExperts", "experts_forward"]
+__all__ = ["TAKES", "GroupedExperts", "experts_forward"]
+
+TAKES = ("tokens", "rows")
+"""The calls that the experts take: see :mod:`hyperep.styles.calls`."""
 
 
 def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
@@ -25,9 +29,16 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
         seed: of the initial weights, which come from NumPy and so are the same on every platform; or a generator.
 
     Returns:
-        A module with parameters ``w1``, ``w3`` ``[E, H, D]`` and ``w2`` ``[E, D, H]``, float32. It is called with rows
-        ``[N, D]`` sorted by expert and an integer tensor ``[E]`` of how many rows each expert gets, and returns
-        ``[N, D]``. After a parallel style was applied, both are the caller's own, and ``E`` stays the global number.
+        A module with parameters ``w1``, ``w3`` ``[E, H, D]`` and ``w2`` ``[E, D, H]``, float32, that takes both calls
+        of experts (:mod:`hyperep.styles.calls`):
+
+        * tokens ``[T, D]``, integers ``[T, K]``, the experts of each token, and weights ``[T, K]``; returns ``[T, D]``,
+          each token's experts weighted and added up in float32. Index ``E`` means nobody. ``rows=`` tells how many
+          choices are not nobody, where that is known, and saves a copy to the host.
+        * rows ``[N, D]`` sorted by expert and an integer tensor ``[E]`` of how many rows each expert gets; returns
+          ``[N, D]``.
+
+        After a parallel style was applied, all are the caller's own, and ``E`` stays the global number.
 
     Raises:
         ValueError: a size is below one.
@@ -44,13 +55,23 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
     }
     weights = {name: platform.from_host(uniform_fan_in(rng, shape)) for name, shape in shapes.items()}
 
-    def forward(m: Any, rows: Any, tokens_per_expert: Any) -> Any:
-        return experts_forward(platform, m, rows, tokens_per_expert)
+    def forward(m: Any, x: Any, *routing: Any, rows: int | None = None) -> Any:
+        return experts_forward(platform, num_experts, m, x, *routing, rows=rows)
 
     description = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
-    return platform.make_module("GroupedExperts", weights, forward, description=description)
+    module = platform.make_module("GroupedExperts", weights, forward, description=description)
+    module.takes = TAKES
+    return module
 
 
-def experts_forward(platform: Platform[Any], m: Any, rows: Any, tokens_per_expert: Any) -> Any:
-    """What experts ``m`` with ``w1``, ``w2`` and ``w3`` make of rows ``[N, D]`` sorted by expert."""
-    return platform.grouped_swiglu(rows, m.w1, m.w2, m.w3, tokens_per_expert)
+def experts_forward(
+    platform: Platform[Any], num_experts: int, m: Any, x: Any, *routing: Any, rows: int | None = None
+) -> Any:
+    """What experts ``m`` with ``w1``, ``w2`` and ``w3`` make of tokens or rows; see :func:`GroupedExperts`."""
+
+    def by_row(x: Any, tokens_per_expert: Any) -> Any:
+        return platform.grouped_swiglu(x, m.w1, m.w2, m.w3, tokens_per_expert)
+
+    if len(routing) == 1:
+        return by_row(x, *routing)
+    return routed_from_rows(platform, by_row, num_experts)(x, *routing, rows=rows)

@@ -7,15 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from hyperep.exchange.counting import count_values
 from hyperep.moe.capacity import expert_capacity, kept_choices
 from hyperep.moe.config import MoEConfig, RouterConfig
-from hyperep.moe.counting import count_values
 from hyperep.moe.experts import GroupedExperts
 from hyperep.moe.feed_forward import FeedForward
 from hyperep.moe.init import Seed, generator
 from hyperep.moe.padding import blanked, flat_mask, routed_to_nobody
 from hyperep.moe.router import Routing, build_router
-from hyperep.moe.routing import RoutePlan, expand_tokens, merge_rows, plan_routes
 from hyperep.platform.protocol import Module, Platform
 
 __all__ = ["MoE", "MoEStats", "build_moe", "describe", "moe_forward"]
@@ -56,7 +55,7 @@ def MoE(  # noqa: N802 (it makes modules, as a class would)
 
 
 def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> Module:
-    """Make the native mixture-of-experts layer of a configuration: route, expand, experts, weight, sum.
+    """Make the native mixture-of-experts layer of a configuration: route, drop what is over capacity, experts.
 
     Args:
         platform: whose module to make.
@@ -68,8 +67,8 @@ def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> 
         returns the same shape, or with ``with_stats=True`` a pair of that and a :class:`MoEStats`. Shard its experts by
         applying a parallel style to the child ``experts``; nothing else changes. The scores weight what the experts
         return, in float32. ``mask=``, bool and of the shape of the tokens without ``D``, is true for real tokens and
-        false for padding, which goes to nobody, counts nowhere and is zero in the output. With a mask or a capacity one
-        number more is copied to the host: how many rows are left.
+        false for padding, which goes to nobody, counts nowhere and is zero in the output. Where
+        nothing is sharded, a mask or a capacity costs a copy to the host: how many choices are left.
     """
     rng = generator(seed)
     num_experts = config.router.num_experts
@@ -106,29 +105,31 @@ def moe_forward(
     routing = m.router(tokens)
     if real is not None:
         routing = routed_to_nobody(platform, routing, real)
-    plan = _plan(platform, routing, config)
-    rows = expand_tokens(platform, tokens, plan)  # [N, D]
-    rows = m.experts(rows, plan.tokens_per_expert)
-    out = merge_rows(platform, rows, routing.scores, plan)  # [T, D]
+    choices = _kept(platform, routing, config)
+    # Where every choice is somebody's, the experts need not ask the device how many are.
+    all_somebody = config.capacity_factor is None and real is None
+    rows = math.prod(choices.shape) if all_somebody else None
+    out = m.experts(tokens, choices, routing.scores, rows=rows)  # [T, D]
     if config.num_shared_experts:
         out = out + m.shared_experts(tokens)
     out = xp.reshape(out, x.shape)
-    return (out, _stats(platform, routing, plan, num_experts, math.prod(x.shape[:-2]))) if with_stats else out
+    return (out, _stats(platform, routing, choices, num_experts, math.prod(x.shape[:-2]))) if with_stats else out
 
 
-def _plan(platform: Platform[Any], routing: Routing, config: MoEConfig) -> RoutePlan:
+def _kept(platform: Platform[Any], routing: Routing, config: MoEConfig) -> Any:
+    """The choices that are computed, int64 ``[T, K]``: those over capacity are nobody, the number of experts."""
     num_experts, experts = config.router.num_experts, routing.experts
-    if config.capacity_factor is not None:
-        tokens, top_k = experts.shape
-        capacity = expert_capacity(platform, tokens, routing.mask, top_k, num_experts, config.capacity_factor)
-        kept = kept_choices(platform, experts, routing.scores, num_experts, capacity, config.drop_policy)
-        experts = platform.xp.where(kept, experts, platform.xp.full(experts.shape, num_experts, dtype=experts.dtype))
-    return plan_routes(platform, experts, num_experts, all_sent=config.capacity_factor is None and routing.mask is None)
+    if config.capacity_factor is None:
+        return experts
+    tokens, top_k = experts.shape
+    capacity = expert_capacity(platform, tokens, routing.mask, top_k, num_experts, config.capacity_factor)
+    kept = kept_choices(platform, experts, routing.scores, num_experts, capacity, config.drop_policy)
+    return platform.xp.where(kept, experts, platform.xp.full(experts.shape, num_experts, dtype=experts.dtype))
 
 
-def _stats(platform: Platform[Any], routing: Routing, plan: RoutePlan, num_experts: int, sequences: int) -> MoEStats:
-    sent = plan.tokens_per_expert
-    chosen = sent
-    if plan.dropped:
-        chosen = count_values(platform, platform.xp.reshape(routing.experts, (plan.tokens * plan.top_k,)), num_experts)
-    return MoEStats(tokens_per_expert=chosen, dropped_per_expert=chosen - sent, routing=routing, sequences=sequences)
+def _stats(platform: Platform[Any], routing: Routing, choices: Any, num_experts: int, sequences: int) -> MoEStats:
+    chosen, kept = (
+        count_values(platform, platform.xp.reshape(x, (math.prod(x.shape),)), num_experts)
+        for x in (routing.experts, choices)
+    )
+    return MoEStats(tokens_per_expert=chosen, dropped_per_expert=chosen - kept, routing=routing, sequences=sequences)

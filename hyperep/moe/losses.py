@@ -24,9 +24,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyperep.exchange.counting import count_values
 from hyperep.mesh import DeviceMesh
 from hyperep.moe.config import LossCoefficients
-from hyperep.moe.counting import count_values
 from hyperep.moe.router import Routing
 from hyperep.moe.scores import logsumexp
 from hyperep.platform.protocol import Platform

@@ -145,12 +145,13 @@ class Platform(Protocol[T]):
         ...
 
     def sum_rows(self, x: T, index: T, inverse: T, weights: T | None = None) -> T:
-        """Sum ``K`` rows into each result: ``out[t] = sum over k of weights[t, k] * x[index[t, k]]``.
+        """Sum up to ``K`` rows into each result: ``out[t] = sum over k of weights[t, k] * x[index[t, k]]``.
 
-        ``x`` is ``[T * K, D]``; ``index``, int64 ``[T, K]``, holds each row exactly once, and ``inverse``, int64
-        ``[T * K]``, is where: row ``i`` is entry ``inverse[i]`` of the flattened index. ``weights`` are ``[T, K]``, or
-        left out for ones. The result ``[T, D]`` has the dtype of *x*; sums are taken in float32 at least.
-        Differentiable in *x* and *weights*, again with no scatter and no atomics.
+        ``x`` is ``[N, D]``; ``index``, int64 ``[T, K]``, names each row exactly once, and ``inverse``, int64 ``[N]``,
+        is where: row ``i`` is entry ``inverse[i]`` of the flattened index. The entries that are left, if ``N < T * K``,
+        are ``N`` or more: a term without a row, which adds nothing, whatever its weight, and gives its weight the
+        gradient zero. ``weights`` are ``[T, K]``, or left out for ones. The result ``[T, D]`` has the dtype of *x*;
+        sums are taken in float32 at least. Differentiable in *x* and *weights*, with no scatter and no atomics.
         """
         ...
 

@@ -1,30 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ExpertParallel``: rows travel to the ranks that own their experts."""
+"""``ExpertParallel``: tokens travel to the ranks that own their experts."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.exchange.routed import RoutedExperts, RowExperts, over_ranks, rows_from_routed
 from hyperep.exchange.rows import DispatchContext, combine, dispatch_agreed
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Shard
 from hyperep.platform.protocol import Module
+from hyperep.styles.calls import LocalExperts
 from hyperep.styles.expert_base import BaseExpertParallel
 
-__all__ = ["ExpertParallel"]
+__all__ = ["Exchange", "ExpertParallel"]
+
+Exchange = Literal["tokens", "rows"]
 
 
 class ExpertParallel(BaseExpertParallel):
-    """Each rank owns ``E / R`` experts; rows travel to them by all-to-all.
+    """Each rank owns ``E / R`` experts; tokens travel to them by all-to-all.
 
     ============= ===========================================================================================
-    mesh          1-D ``ep``
-    weights       ``[E, ...]``: ``Shard(0)``
-    input rows    this rank's own, sorted by expert
-    output rows   this rank's own, same order
+    mesh          1-D ``ep``, or one dimension for each level
+    weights       ``[E, ...]``: ``Shard(0)``, over each of them
+    input         this rank's own tokens, or its own rows sorted by expert
+    output        this rank's own, same order
     backward      exact; the gradient of an expert sums the rows of all ranks
     ============= ===========================================================================================
+
+    Args:
+        exchange: what travels for a module that is called with tokens. ``"tokens"``: each token once to each rank that
+            owns one of its experts, and one sum back. ``"rows"``: each token once for each of its experts, as in GShard
+            (arXiv:2006.16668). A module that is called with rows exchanges rows.
+        levels: mesh dimensions over which experts are split, from the slowest link to the fastest. With ``("node",
+            "ep")`` a token crosses to another node once, and is spread over its ranks there. Rank ``(n, e)`` owns the
+            experts that are its in the order of the flattened mesh.
+
+    Raises:
+        ValueError: another exchange; no level, or one twice; or rows in several levels.
 
     Example:
         >>> import hyperep
@@ -39,9 +55,37 @@ class ExpertParallel(BaseExpertParallel):
         ((4, 16, 8), (2, 16, 8))
     """
 
+    def __init__(self, *, exchange: Exchange = "tokens", levels: Sequence[str] = ("ep",)) -> None:
+        if exchange not in ("tokens", "rows"):
+            raise ValueError(f"exchange={exchange!r}: choose 'tokens' or 'rows'")
+        self.exchange: Exchange = exchange
+        self.levels = (levels,) if isinstance(levels, str) else tuple(levels)
+        if not self.levels or len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels={levels!r}: name at least one mesh dimension, each once")
+        if exchange == "rows" and len(self.levels) > 1:
+            raise ValueError(f"exchange='rows' with levels={self.levels}: rows travel in one level; exchange tokens")
+        self.mesh_dim_names = self.levels
+
+    def _settings(self) -> list[str]:
+        return [*super()._settings(), self.exchange]
+
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
         for key in own_parameters(mesh.platform, module):
-            distribute_parameter(module, key, mesh, [Shard(0)])
+            distribute_parameter(module, key, mesh, [Shard(0)] * mesh.ndim)
+
+    def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:
+        if len(self.levels) > 1:
+            return rows_from_routed(mesh.platform, self._of_tokens(module, experts, mesh, num_experts))
+        return super()._of_rows(module, experts, mesh, num_experts)
+
+    def _of_tokens(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:
+        if self.exchange == "rows":
+            return super()._of_tokens(module, experts, mesh, num_experts)
+        routed, owned = experts.routed, experts.num_experts
+        for level in reversed(self.levels):
+            owned *= mesh.size(level)
+            routed = over_ranks(routed, mesh[level], owned)
+        return routed
 
     def _token_dispatch(
         self, module: Module, inputs: tuple[Any, ...], mesh: DeviceMesh, num_experts: int

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from hyperep.exchange.routed import RoutedExperts, RowExperts, routed_from_rows
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.style import ParallelStyle
 
@@ -18,51 +21,77 @@ __all__ = ["BaseExpertParallel"]
 
 
 class BaseExpertParallel(ParallelStyle):
-    """Expert parallelism with its three steps left open.
+    """Expert parallelism with its steps left open.
 
     A subclass says how parameters are partitioned, how rows get to the experts and how they come back. What dispatch
-    has to tell combine goes through the context that the one returns and the other takes; never through ``self``.
+    has to tell combine goes through the context that the one returns and the other takes; never through ``self``. How
+    tokens travel it may say too (:meth:`_of_tokens`); unless it does, they are made rows, and travel as such.
     """
 
     mesh_dim_names: tuple[str, ...] = ("ep",)
-    """The mesh that the style wants, by the names of its dimensions; the first one is split over experts."""
+    """The mesh that the style wants, by the names of its dimensions."""
+    levels: tuple[str, ...] = ("ep",)
+    """Those of them over which experts are split, from the slowest link to the fastest."""
 
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
-        """Partition the experts, and route the rows of each call to their owners and back.
+        """Partition the experts, and route each call to their owners and back.
 
         Args:
-            module: called as ``experts(rows, tokens_per_expert, **kwargs)``; returns one row for each row.
+            module: called as ``experts(rows, tokens_per_expert, **kwargs)``, returning one row for each row, or as
+                ``experts(tokens, indices, weights, **kwargs)``, returning one row for each token; which of them it
+                says by its attribute ``takes`` (see :mod:`hyperep.styles.calls`).
             mesh: a hyperep mesh or a native one with the style's dimensions.
 
         Raises:
             ValueError: the mesh has other dimensions; the number of experts is not divisible; the module has no
                 parameters, or some without an expert dim, or some that are distributed already.
         """
-        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        num_experts = require_experts(type(self).__name__, module, mesh)
-        ranks = mesh.shape[0]
+        style = type(self).__name__
+        mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
+        takes = declared_calls(style, module)
+        num_experts = require_experts(style, module, mesh, [repr(takes), *self._settings()])
+        ranks = math.prod(mesh.size(name) for name in self.levels)
         if num_experts % ranks:
+            dims = f"the {' x '.join(self.levels)} dimension{'s' if len(self.levels) > 1 else ''} {ranks}"
             raise ValueError(
-                f"num_experts={num_experts} is not divisible by the {self.mesh_dim_names[0]} dimension {ranks}; "
-                f"choose a multiple of {ranks} experts, or an {self.mesh_dim_names[0]} size that divides {num_experts}"
+                f"num_experts={num_experts} is not divisible by {dims}; choose a multiple of {ranks} experts, or an "
+                f"{' x '.join(self.levels)} size that divides {num_experts}"
             )
         for path, submodule in mesh.platform.named_modules(module).items():
             self._partition_fn(path, submodule, mesh)
 
-        def routed(module: Module, experts: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
-            if len(inputs) != 2:
-                raise TypeError(
-                    f"{type(self).__name__} wraps a module called as experts(rows, tokens_per_expert), but it was "
-                    f"called with {len(inputs)} positional inputs; apply the style to the experts, not to the layer "
-                    "around them"
-                )
-            local_inputs, context = self._token_dispatch(module, inputs, mesh, num_experts)
-            return self._token_combine(module, experts(*local_inputs, **kwargs), mesh, context)
+        def called(
+            module: Module, inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any
+        ) -> Any:
+            call = require_call(style, takes, inputs)
+            experts = LocalExperts(
+                mesh.platform, functools.partial(inner, **kwargs) if kwargs else inner, takes, num_experts // ranks
+            )
+            if call == ROWS:
+                return self._of_rows(module, experts, mesh, num_experts)(*inputs)
+            return self._of_tokens(module, experts, mesh, num_experts)(*inputs, rows=rows)
 
         # An argument and not part of the closure: a deep copy of the module then hands itself to the steps, and does
         # not keep the original alive.
-        mesh.platform.wrap_forward(module, functools.partial(routed, module))
+        mesh.platform.wrap_forward(module, functools.partial(called, module))
         return module
+
+    def _settings(self) -> list[str]:
+        """What must be the same on all ranks, in words."""
+        return [repr(self.levels)]
+
+    def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:
+        """All experts, called with rows, made of those of this rank."""
+
+        def by_row(*inputs: Any) -> Any:
+            local_inputs, context = self._token_dispatch(module, inputs, mesh, num_experts)
+            return self._token_combine(module, experts.rows(*local_inputs), mesh, context)
+
+        return by_row
+
+    def _of_tokens(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:
+        """All experts, called with tokens, made of those of this rank."""
+        return routed_from_rows(mesh.platform, self._of_rows(module, experts, mesh, num_experts), num_experts)
 
     @abstractmethod
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hyperep.distribute import distribute_parameter
+from hyperep.exchange.routed import RoutedExperts, in_slices
 from hyperep.exchange.rows import DispatchContext
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement, Shard
 from hyperep.platform.protocol import Module
-from hyperep.styles.expert import ExpertParallel
+from hyperep.styles.calls import LocalExperts
+from hyperep.styles.expert import Exchange, ExpertParallel
 from hyperep.styles.slices import TensorSlices
 
 __all__ = ["ExpertTensorParallel"]
@@ -21,17 +23,16 @@ class ExpertTensorParallel(ExpertParallel):
     """Experts are split over ``ep``, and each of them is sliced over ``tp``.
 
     ============= ===========================================================================================
-    mesh          2-D ``[ep, tp]``
+    mesh          2-D ``[ep, tp]``; with levels one dimension for each, then ``tp``
     weights       ``w1``, ``w3``: ``[Shard(0), Shard(1)]``; ``w2``: ``[Shard(0), Shard(2)]``
-    input rows    own per ``ep`` rank, replicated over ``tp``
-    output rows   as the input; or ``Partial`` over ``tp`` on request
+    input         own per ``ep`` rank, replicated over ``tp``
+    output        as the input; or ``Partial`` over ``tp`` on request
     backward      both that of :class:`ExpertParallel` and that of :class:`TensorParallel`
     ============= ===========================================================================================
 
-    Rows travel within each ``ep`` group only. Arguments are those of :class:`TensorParallel`.
+    Tokens travel within each ``ep`` group only, and the sums over ``tp`` are taken once for each token, after its
+    experts were added up. Arguments are those of :class:`ExpertParallel` and :class:`TensorParallel`.
     """
-
-    mesh_dim_names: tuple[str, ...] = ("ep", "tp")
 
     def __init__(
         self,
@@ -39,12 +40,34 @@ class ExpertTensorParallel(ExpertParallel):
         colwise: Sequence[str] = ("w1", "w3"),
         rowwise: Sequence[str] = ("w2",),
         output_layout: Placement | None = None,
+        exchange: Exchange = "tokens",
+        levels: Sequence[str] = ("ep",),
     ) -> None:
+        super().__init__(exchange=exchange, levels=levels)
+        if "tp" in self.levels:
+            raise ValueError(f"levels={self.levels}: experts are sliced over 'tp', so it is no level of theirs")
+        self.mesh_dim_names = (*self.levels, "tp")
         self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout)
+
+    def _settings(self) -> list[str]:
+        return [*super()._settings(), repr(self.slices)]
 
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
         for key, dim in self.slices.dims(module, mesh, mesh.size("tp")).items():
-            distribute_parameter(module, key, mesh, [Shard(0), Shard(dim)])
+            distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), Shard(dim)])
+
+    def _of_tokens(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:
+        routed = super()._of_tokens(module, experts, mesh, num_experts)
+        group, platform = mesh.get_group("tp"), mesh.platform
+        if self.exchange == "tokens":
+            return in_slices(routed, platform, group, reduce=self.slices.reduced)
+        if self.slices.reduced:
+            return routed  # summed where the rows are, so that the weights meet whole ones
+
+        def partial(tokens: Any, indices: Any, weights: Any, *, rows: int | None = None) -> Any:
+            return routed(tokens, indices, platform.copy_to_group(weights, group), rows=rows)
+
+        return partial
 
     def _token_dispatch(
         self, module: Module, inputs: tuple[Any, ...], mesh: DeviceMesh, num_experts: int

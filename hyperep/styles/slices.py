@@ -47,6 +47,11 @@ class TensorSlices:
                 )
         return dims
 
+    @property
+    def reduced(self) -> bool:
+        """Whether partial sums are added up here, rather than by the caller."""
+        return self.output_layout != Partial()
+
     def reduce(self, platform: Any, partial: Any, group: Any) -> Any:
         """Sum the slices' terms over *group*, unless the caller asked to do it."""
-        return partial if self.output_layout == Partial() else platform.reduce_from_group(partial, group)
+        return platform.reduce_from_group(partial, group) if self.reduced else partial

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hyperep.distribute import distribute_parameter
+from hyperep.exchange.routed import in_slices
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement, Shard
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.slices import TensorSlices
 from hyperep.styles.style import ParallelStyle
@@ -19,13 +22,13 @@ __all__ = ["TensorParallel"]
 
 
 class TensorParallel(ParallelStyle):
-    """Every rank holds a slice of every expert; rows are replicated and do not travel.
+    """Every rank holds a slice of every expert; tokens are replicated and do not travel.
 
     ============= ===========================================================================================
     mesh          1-D ``tp``
     weights       ``w1``, ``w3`` ``[E, H, D]``: ``Shard(1)``; ``w2`` ``[E, D, H]``: ``Shard(2)``
-    input rows    replicated over ``tp``
-    output rows   replicated, after an all-reduce of the row-parallel product; or ``Partial`` on request
+    input         replicated over ``tp``: tokens, or rows sorted by expert
+    output        replicated, after an all-reduce of the row-parallel product; or ``Partial`` on request
     backward      input gradient all-reduced over ``tp``, so that everything below the experts gets all of it
     ============= ===========================================================================================
 
@@ -51,14 +54,20 @@ class TensorParallel(ParallelStyle):
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        require_experts(type(self).__name__, module, mesh, [repr(self.slices)])
+        style = type(self).__name__
+        num_experts = require_experts(style, module, mesh, [repr(self.slices)])
+        takes = declared_calls(style, module)
         for key, dim in self.slices.dims(module, mesh, mesh.size()).items():
             distribute_parameter(module, key, mesh, [Shard(dim)])
         group, platform = mesh.get_group(), mesh.platform
 
-        def sliced(experts: Callable[..., Any], rows: Any, *inputs: Any, **kwargs: Any) -> Any:
-            partial = experts(platform.copy_to_group(rows, group), *inputs, **kwargs)
-            return self.slices.reduce(platform, partial, group)
+        def sliced(inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any) -> Any:
+            experts = functools.partial(inner, **kwargs) if kwargs else inner
+            if require_call(style, takes, inputs) == ROWS:
+                x, counts = inputs
+                return self.slices.reduce(platform, experts(platform.copy_to_group(x, group), counts), group)
+            routed = LocalExperts(platform, experts, takes, num_experts).routed
+            return in_slices(routed, platform, group, reduce=self.slices.reduced)(*inputs, rows=rows)
 
         platform.wrap_forward(module, sliced)
         return module

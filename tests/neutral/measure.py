@@ -57,6 +57,25 @@ def replaced(platform, **members):
 
 
 @contextlib.contextmanager
+def rows_computed(platform):
+    """Yield a list of how many rows this rank's experts get at each call."""
+    found = []
+    original = platform.grouped_swiglu
+
+    def noting(x, *weights):
+        found.append(x.shape[0])
+        return original(x, *weights)
+
+    with replaced(platform, grouped_swiglu=noting):
+        yield found
+
+
+def everywhere(platform, number):
+    """The sum of a number over all ranks."""
+    return int(platform.to_host(platform.all_reduce(platform.from_host(np.array([number]))))[0][0])
+
+
+@contextlib.contextmanager
 def counted(platform, *names):
     """Yield a counter of the calls of the named members."""
     calls = Counter()

@@ -5,7 +5,7 @@ import dataclasses
 
 import moe_reference as reference
 import numpy as np
-from measure import fill_weights, forward_backward, relative, replaced, rows
+from measure import everywhere, fill_weights, forward_backward, relative, rows, rows_computed
 
 import hyperep
 from hyperep import moe
@@ -93,27 +93,21 @@ def layer_agrees(platform, name, tokens=TOKENS):
 
 
 def capacity_under_expert_parallelism(platform, name):
-    """The limit is each rank's own: the sharded layer gives what the whole one gives, and sends fewer rows."""
+    """The limit is each rank's own: the sharded layer gives what the whole one gives, and computes fewer rows."""
     config = CONFIGS[name]
     layer, _, _ = _made(platform, config)
     x, cotangent = rows(platform.rank, TOKENS, DIM), rows(50 + platform.rank, TOKENS, DIM)
     expected = forward_backward(platform, layer, cotangent, x)[:2]
     mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
     hyperep.ExpertParallel().apply(platform.named_modules(layer)["experts"], mesh)
-    sent = []
-    exchange = platform.differentiable_all_to_all_single
-
-    def counting(x, *splits):
-        sent.append(x.shape[0])
-        return exchange(x, *splits)
-
-    with replaced(platform, differentiable_all_to_all_single=counting):
+    with rows_computed(platform) as computed:
         found = forward_backward(platform, layer, cotangent, x)[:2]
     for value, wanted in zip(found, expected, strict=True):
         assert relative(value, wanted) < 1e-5
     stats = layer(platform.from_host(x), with_stats=True)[1]
     chosen, dropped = platform.to_host(stats.tokens_per_expert, stats.dropped_per_expert)
-    assert sent[0] == chosen.sum() - dropped.sum() < chosen.sum()
+    kept, all_chosen = (everywhere(platform, x) for x in (chosen.sum() - dropped.sum(), chosen.sum()))
+    assert everywhere(platform, sum(computed)) == kept < all_chosen
 
 
 def no_tokens(platform, name):

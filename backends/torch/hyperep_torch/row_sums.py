@@ -24,10 +24,18 @@ def can_fuse(x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None)
 
 
 def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """``out[t] = sum_k weights[t, k] * rows[index[t, k]]``: ``[N, D], [T, K] -> [T, D]``; unweighted for ``None``."""
+    """``out[t] = sum_k weights[t, k] * rows[index[t, k]]``: ``[N, D], [T, K] -> [T, D]``; unweighted for ``None``.
+
+    An entry of the index that is no row (``N`` or more) adds nothing.
+    """
     if kernels.usable(rows):
         return kernels.load().sum_rows(rows, index, weights)
-    return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+    if rows.shape[0] == index.numel():
+        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+    named = index < rows.shape[0]  # [T, K]
+    sizes = named.sum(1)
+    of_rows = None if weights is None else weights[named]
+    return F.embedding_bag(index[named], rows, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=of_rows)
 
 
 def sum_rows_backward(
@@ -44,15 +52,10 @@ def sum_rows_backward(
     """
     if rows is not None and kernels.usable(rows):
         return kernels.load().sum_rows_backward(g, rows, index, weights)
-    tokens, terms = index.shape
-    grad_rows = grad_weights = None
-    if needs_rows:
-        grad_rows = g.index_select(0, inverse // terms)
-        grad_rows.mul_(weights.reshape(-1, 1).index_select(0, inverse))
+    # Each row's cotangent, whatever is needed: the one gradient is its product with a number, the other with the row.
+    spread = g.index_select(0, inverse // index.shape[1])  # [N, D]
+    grad_weights = None
     if rows is not None:
-        # The dot product of each row with its token's cotangent; what PyTorch's own backward of embedding_bag calls.
-        token = torch.arange(tokens).repeat_interleave(terms, output_size=tokens * terms)
-        grad_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            g, rows, index.reshape(-1), torch.arange(0, tokens * terms, terms), token, 0
-        ).reshape(tokens, terms)
-    return grad_rows, grad_weights
+        dots = torch.linalg.vecdot(rows, spread)  # [N]
+        grad_weights = weights.new_zeros(weights.numel()).index_copy_(0, inverse.long(), dots).view_as(weights)
+    return spread.mul_(weights.reshape(-1, 1).index_select(0, inverse)) if needs_rows else None, grad_weights

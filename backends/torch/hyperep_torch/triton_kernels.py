@@ -30,14 +30,17 @@ def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """``out[t] = sum_k weights[t, k] * rows[index[t, k]]``: ``[N, D], [T, K] -> [T, D]``; unweighted for ``None``."""
+    """``out[t] = sum_k weights[t, k] * rows[index[t, k]]``: ``[N, D], [T, K] -> [T, D]``; unweighted for ``None``.
+
+    An entry of the index that is no row (``N`` or more) adds nothing.
+    """
     tokens, terms = index.shape
     output = rows.new_empty((tokens, rows.shape[1]))
     if output.numel():
         block = _block(rows.shape[1])
         grid = (tokens, triton.cdiv(rows.shape[1], block))
         _sum_rows[grid](
-            rows, index, index if weights is None else weights, output, rows.shape[1],
+            rows, index, index if weights is None else weights, output, rows.shape[0], rows.shape[1],
             TERMS=terms, WEIGHTED=weights is not None, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return output
@@ -46,13 +49,15 @@ def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | No
 def sum_rows_backward(
     g: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of *rows* and *weights* in :func:`sum_rows`, where *index* holds every row exactly once."""
+    """Gradients of *rows* and *weights* in :func:`sum_rows`, where *index* names every row exactly once."""
     tokens, terms = index.shape
     grad_rows, grad_weights = torch.empty_like(rows), torch.empty_like(weights)
-    if grad_rows.numel():
+    if not grad_rows.numel():
+        grad_weights.zero_()
+    else:
         block = triton.next_power_of_2(rows.shape[1])  # a whole row, because its dot product is taken
         _sum_rows_backward[(tokens,)](
-            g, rows, index, weights, grad_rows, grad_weights, rows.shape[1],
+            g, rows, index, weights, grad_rows, grad_weights, rows.shape[0], rows.shape[1],
             TERMS=terms, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return grad_rows, grad_weights.zero_() if not grad_rows.numel() else grad_weights
@@ -106,23 +111,26 @@ def _gather_rows(x, index, output, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _sum_rows(rows, index, weights, output, width, TERMS: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_rows(
+    rows, index, weights, output, count, width, TERMS: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for k in tl.static_range(TERMS):
         source = tl.load(index + token * TERMS + k).to(tl.int64)
-        term = tl.load(rows + source * width + column, mask=inside, other=0.0).to(tl.float32)
+        named = source < count
+        term = tl.load(rows + source * width + column, mask=inside & named, other=0.0).to(tl.float32)
         if WEIGHTED:
-            term = term * tl.load(weights + token * TERMS + k).to(tl.float32)
+            term = term * tl.load(weights + token * TERMS + k, mask=named, other=0.0).to(tl.float32)
         total += term
     tl.store(output + token * width + column, total.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _sum_rows_backward(
-    g, rows, index, weights, grad_rows, grad_weights, width, TERMS: tl.constexpr, BLOCK: tl.constexpr
+    g, rows, index, weights, grad_rows, grad_weights, count, width, TERMS: tl.constexpr, BLOCK: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -130,10 +138,13 @@ def _sum_rows_backward(
     cotangent = tl.load(g + token * width + column, mask=inside, other=0.0).to(tl.float32)
     for k in tl.static_range(TERMS):
         source = tl.load(index + token * TERMS + k).to(tl.int64)
+        named = source < count
+        there = inside & named
         weight = tl.load(weights + token * TERMS + k).to(tl.float32)
-        row = tl.load(rows + source * width + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(grad_rows + source * width + column, (cotangent * weight).to(grad_rows.dtype.element_ty), mask=inside)
-        tl.store(grad_weights + token * TERMS + k, tl.sum(cotangent * row, axis=0).to(grad_weights.dtype.element_ty))
+        row = tl.load(rows + source * width + column, mask=there, other=0.0).to(tl.float32)
+        tl.store(grad_rows + source * width + column, (cotangent * weight).to(grad_rows.dtype.element_ty), mask=there)
+        dot = tl.where(named, tl.sum(cotangent * row, axis=0), 0.0)
+        tl.store(grad_weights + token * TERMS + k, dot.to(grad_weights.dtype.element_ty))
 
 
 @triton.jit

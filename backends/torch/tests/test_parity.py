@@ -19,9 +19,10 @@ REDUCING = [("tp", 1, 2), ("etp", 1, 2)]
 
 
 @pytest.mark.parametrize(("style", "ep", "tp"), STYLED_GRID)
-def test_sharded_layer_agrees_with_the_unsharded(request, style, ep, tp):
+@pytest.mark.parametrize("exchange", ["tokens", "rows"])
+def test_sharded_layer_agrees_with_the_unsharded(request, exchange, style, ep, tp):
     ranks = request.getfixturevalue({2: "two", 4: "four"}[ep * tp])
-    ranks.run(parity.sharded_layer_agrees, style, ep, tp)
+    ranks.run(parity.sharded_layer_agrees, style, ep, tp, exchange)
 
 
 @pytest.mark.parametrize(("style", "ep", "tp"), REDUCING)

@@ -42,6 +42,27 @@ def test_values_and_gradients_are_the_defaults(platform, dtype, index_dtype, wei
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("rows_named", [0, 4, 17])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
+def test_terms_without_a_row(platform, index_dtype, weighted, rows_named):
+    torch.manual_seed(rows_named)
+    place = torch.randperm(TOKENS * TERMS)
+    inverse = place[:rows_named]  # which terms have a row
+    index = torch.full((TOKENS * TERMS,), rows_named + 2)
+    index[inverse] = torch.arange(rows_named)
+    rows = torch.randn(rows_named, DIM, requires_grad=True)
+    weights = torch.rand(TOKENS, TERMS)
+    weights.view(-1)[place[rows_named:]] = torch.nan
+    weights = weights.requires_grad_() if weighted else None
+    index, cotangent = index.view(TOKENS, TERMS), torch.randn(TOKENS, DIM)
+    wanted = _results(lambda *a: PlatformBase.sum_rows(platform, *a), rows, index, inverse, weights, cotangent)
+    inputs = rows, index.to(index_dtype), inverse.to(index_dtype), weights, cotangent
+    for ours, theirs in zip(_results(platform.sum_rows, *inputs), wanted, strict=True):
+        assert not ours.isnan().any()
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_narrow_dtypes_and_mixed_ones_are_summed_in_float32(platform):
     rows, index, inverse, weights, cotangent = _case(torch.bfloat16)
     assert not row_sums.can_fuse(rows, index, weights)

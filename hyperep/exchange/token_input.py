@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with the input of a dispatch of tokens, and the small message that tells it with the counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hyperep.exchange.copies import choices_by_rank
+from hyperep.exchange.faults import Check, Common, Said, dtype_name, dtype_number, kind_of
+from hyperep.platform.protocol import Platform
+
+__all__ = ["CHECK", "HEADER", "TokenInput", "copies_and_choices", "inspect"]
+
+_FOREIGN_TENSOR, _TOKENS, _INDICES, _WEIGHTS, _NOT_INTEGER, _NOT_FLOATING = range(1, 7)
+_FLOATING = ("float16", "bfloat16", "float32", "float64")
+_COUNTS = 2
+"""Of copies of tokens, and of choices, for each rank: what the message holds beside the header."""
+
+
+def _judge(values: Sequence[int], measured: Sequence[int]) -> tuple[type[Exception], str] | None:
+    (num_experts, _), (least, greatest) = values, measured
+    if least < 0 or greatest > num_experts:
+        return ValueError, (
+            f"indices hold {least if least < 0 else greatest}; experts are numbered from 0 to {num_experts - 1}, and "
+            f"{num_experts} means nobody"
+        )
+    return None
+
+
+CHECK = Check(
+    call="dispatch of tokens",
+    faults={
+        _FOREIGN_TENSOR: (
+            TypeError,
+            "tokens, indices and weights must be tensors of platform {platform!r}, dense and on its device {device}; "
+            "convert NumPy arrays with platform.from_host, or make the mesh with the platform of your tensors",
+        ),
+        _TOKENS: (ValueError, "tokens have {0} dims; they must be [T, D]"),
+        _INDICES: (ValueError, "indices must be [T, K], one row for each token"),
+        _WEIGHTS: (ValueError, "weights must be [T, K], as the indices are"),
+        _NOT_INTEGER: (TypeError, "indices must be int32 or int64 numbers of experts; cast them"),
+        _NOT_FLOATING: (TypeError, "weights must be of a floating dtype; cast them"),
+    },
+    common=(
+        Common(
+            what="the number of experts",
+            describe=str,
+            rule="it must be the same on all ranks",
+        ),
+        Common(
+            what="a token",
+            describe=lambda width, dtype, top_k, of: (
+                f"{width} x {dtype_name(dtype)} with {top_k} weights in {dtype_name(of)}"
+            ),
+            rule="tokens must have one size, dtype and number of choices on all ranks, also on a rank that has none",
+            size=4,
+        ),
+    ),
+    measured=2,  # least and greatest index
+    judge=_judge,
+)
+
+HEADER = _COUNTS + CHECK.header
+"""Integers that a rank tells each other one, its two counts included."""
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """This rank's input, looked at without reading any value of it."""
+
+    said: Said
+    by_rank: Any = None
+    """How many choices of each token each rank owns, int64 ``[R, T]``; ``None`` if something is wrong."""
+    indices: Any = None
+
+    def message(self, platform: Platform[Any], ranks: int) -> Any:
+        """What this rank sends: int64 ``[R, HEADER]``, for each rank the copies and choices that go there."""
+        if self.by_rank is None:
+            return CHECK.message(platform, ranks, _COUNTS, self.said)
+        xp = platform.xp
+        copies, choices = xp.sum(xp.astype(self.by_rank > 0, xp.int64), axis=1), xp.sum(self.by_rank, axis=1)  # [R]
+        if math.prod(self.indices.shape):
+            extremes = xp.astype(xp.stack([xp.min(self.indices), xp.max(self.indices)]), xp.int64)
+        else:
+            extremes = xp.zeros((2,), dtype=xp.int64)
+        return CHECK.message(platform, ranks, _COUNTS, self.said, xp.stack([copies, choices], axis=1), extremes)
+
+
+def copies_and_choices(host_message: np.ndarray) -> tuple[tuple[int, ...], int]:
+    """How many copies of tokens go to, or come from, each rank; and how many choices of them all are somebody's."""
+    return tuple(host_message[:, 0].tolist()), int(host_message[:, 1].sum())
+
+
+def inspect(
+    platform: Platform[Any], tokens: Any, indices: Any, weights: Any, num_experts: int, ranks: int
+) -> TokenInput:
+    """Look for what is wrong with this rank's input; nothing is raised, so that every rank can be told."""
+
+    def faulty(code: int, detail: str, values: tuple[int, int] = (0, 0)) -> TokenInput:
+        return TokenInput(Said(fault=code, values=values, common=(0, 0, 0, 0, 0), detail=detail))
+
+    for what, value in (("tokens", tokens), ("indices", indices), ("weights", weights)):
+        if not platform.is_tensor(value):
+            return faulty(_FOREIGN_TENSOR, f"{what} is a {kind_of(value)}")
+    shapes = [tuple(x.shape) for x in (tokens, indices, weights)]
+    told = f"tokens {shapes[0]}, indices {shapes[1]}, weights {shapes[2]}"
+    if len(shapes[0]) != 2:
+        return faulty(_TOKENS, told, (len(shapes[0]), 0))
+    if len(shapes[1]) != 2 or shapes[1][0] != shapes[0][0]:
+        return faulty(_INDICES, told)
+    if shapes[2] != shapes[1]:
+        return faulty(_WEIGHTS, told)
+    xp = platform.xp
+    if indices.dtype not in (xp.int32, xp.int64):
+        return faulty(_NOT_INTEGER, f"indices have dtype {indices.dtype}")
+    if weights.dtype not in [getattr(xp, name) for name in _FLOATING if hasattr(xp, name)]:
+        return faulty(_NOT_FLOATING, f"weights have dtype {weights.dtype}")
+    token = (shapes[0][1], dtype_number(xp, tokens.dtype), shapes[1][1], dtype_number(xp, weights.dtype))
+    said = Said(values=(num_experts, 0), common=(num_experts, *token))
+    return TokenInput(said, choices_by_rank(platform, indices, ranks, num_experts // ranks), indices)

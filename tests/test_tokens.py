@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exchange of tokens on loopback; the cases themselves are neutral."""
+
+import functools
+
+import pytest
+import token_cases
+
+import hyperep
+from hyperep.loopback import run
+from hyperep.moe import GroupedExperts
+
+GRID = [
+    *(("tokens", (ranks,)) for ranks in (1, 2, 4)),
+    *(("rows", (ranks,)) for ranks in (1, 2, 4)),
+    *(("levels", shape) for shape in ((1, 1), (2, 1), (1, 2), (2, 2))),
+    *(("etp", shape) for shape in ((1, 2), (2, 1), (2, 2))),
+    ("etp levels", (2, 2, 2)),
+]
+
+
+def on(ranks, case, *arguments, **options):
+    run(functools.partial(_call, case, arguments, options), ranks)
+
+
+def _call(case, arguments, options, platform):
+    case(platform, *arguments, **options)
+
+
+def size(shape):
+    return functools.reduce(lambda a, b: a * b, shape)
+
+
+@pytest.mark.parametrize(("way", "shape"), GRID)
+@pytest.mark.parametrize("kind", ["both", "tokens"])
+def test_agrees_with_a_loop(kind, way, shape):
+    on(size(shape), token_cases.agrees, way, shape, kind)
+
+
+@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("levels", (2, 2)), ("etp", (2, 2))])
+def test_inputs_that_are_not_contiguous(way, shape):
+    on(size(shape), token_cases.agrees, way, shape, transposed=True)
+
+
+def test_the_plan_of_copies():
+    on(1, token_cases.plan_is_that_of_the_loop)
+
+
+@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("tokens", (4,)), ("levels", (2, 2))])
+def test_costs(way, shape):
+    on(size(shape), token_cases.costs, way, shape)
+
+
+@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("tokens", (4,)), ("levels", (2, 2))])
+def test_bytes_on_the_wire(way, shape):
+    on(size(shape), token_cases.bytes_on_the_wire, way, shape)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("what", token_cases.BAD)
+def test_bad_input_is_an_error_on_every_rank(what, at):
+    on(2, token_cases.bad_input_is_an_error_on_every_rank, what, at)
+
+
+def test_same_bits_again():
+    on(4, token_cases.same_bits_again)
+
+
+def test_the_way_of_rows_has_one_level():
+    with pytest.raises(ValueError, match="one level"):
+        hyperep.ExpertParallel(exchange="rows", levels=("node", "ep"))
+    with pytest.raises(ValueError, match="'tokens' or 'rows'"):
+        hyperep.ExpertParallel(exchange="token")
+    with pytest.raises(ValueError, match="each once"):
+        hyperep.ExpertParallel(levels=("ep", "ep"))
+
+
+def test_a_module_that_takes_rows_is_not_called_with_tokens():
+    def call(platform):
+        experts = GroupedExperts(platform, 4, 4, 4)
+        experts.takes = "rows"
+        mesh = hyperep.init_device_mesh(platform, (1,), ("ep",))
+        hyperep.ExpertParallel().apply(experts, mesh)
+        tokens = platform.from_host(token_cases.routing(0)[0][:, :4])
+        with pytest.raises(TypeError, match=r"3 positional inputs(.|\n)*two kinds of experts"):
+            experts(tokens, tokens, tokens)
+        other = GroupedExperts(platform, 4, 4, 4)
+        other.takes = "pairs"
+        with pytest.raises(ValueError, match="declares takes='pairs'"):
+            hyperep.ExpertParallel().apply(other, mesh)
+
+    run(call, 1)
