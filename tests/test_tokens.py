@@ -90,3 +90,7 @@ def test_a_module_that_takes_rows_is_not_called_with_tokens():
             hyperep.ExpertParallel().apply(other, mesh)
 
     run(call, 1)
+
+
+def test_steps_of_a_subclass_see_every_call():
+    on(2, token_cases.steps_of_a_subclass_see_every_call)

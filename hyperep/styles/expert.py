@@ -55,10 +55,18 @@ class ExpertParallel(BaseExpertParallel):
         ((4, 16, 8), (2, 16, 8))
     """
 
+    exchange: Exchange = "tokens"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Whoever changes the steps of rows, and does not say how tokens travel, means every call: tokens become rows.
+        if {"_token_dispatch", "_token_combine"} & vars(cls).keys() and "_of_tokens" not in vars(cls):
+            cls._of_tokens = BaseExpertParallel._of_tokens  # type: ignore[method-assign]
+
     def __init__(self, *, exchange: Exchange = "tokens", levels: Sequence[str] = ("ep",)) -> None:
         if exchange not in ("tokens", "rows"):
             raise ValueError(f"exchange={exchange!r}: choose 'tokens' or 'rows'")
-        self.exchange: Exchange = exchange
+        self.exchange = exchange
         self.levels = (levels,) if isinstance(levels, str) else tuple(levels)
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"levels={levels!r}: name at least one mesh dimension, each once")

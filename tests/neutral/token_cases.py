@@ -280,3 +280,25 @@ def same_bits_again(platform):
     once(17)
     for one, other in zip(first, once(40), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+class Noting(hyperep.ExpertParallel):
+    """A style with a step of its own, as for the exchange of rows."""
+
+    def __init__(self):
+        self.steps = []
+
+    def _token_dispatch(self, module, inputs, mesh, num_experts):
+        self.steps.append("dispatch")
+        return super()._token_dispatch(module, inputs, mesh, num_experts)
+
+
+def steps_of_a_subclass_see_every_call(platform):
+    """Whoever changes how rows travel is asked for tokens too, which become rows."""
+    style = Noting()
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    experts = GroupedExperts(platform, DIM, HIDDEN, EXPERTS)
+    style.apply(experts, mesh)
+    x, indices, weights, _ = routing(platform.rank, tokens=5)
+    experts(*(platform.from_host(v) for v in (x.astype(np.float32), indices, weights.astype(np.float32))))
+    assert style.steps == ["dispatch"]
