@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyperep.moe.experts import experts_forward
+from hyperep.moe.experts import TAKES, experts_forward
 from hyperep_torch.ambient import platform_on
 from hyperep_torch.layers.init import uniform_fan_in_
 from hyperep_torch.modules import LocalView, OpensItself
@@ -33,6 +33,8 @@ class GroupedExperts(OpensItself, nn.Module):
         ValueError: a size is below one.
     """
 
+    takes = TAKES
+
     def __init__(
         self,
         dim: int,
@@ -53,6 +55,7 @@ class GroupedExperts(OpensItself, nn.Module):
         }
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.num_experts = num_experts
         self._description = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
         self.reset_parameters()
 
@@ -62,8 +65,8 @@ class GroupedExperts(OpensItself, nn.Module):
             uniform_fan_in_(weight)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> torch.Tensor:
-        """The rows of each expert through its network; see the core's function."""
-        return experts_forward(platform_on(inputs[0].device), LocalView(self), *inputs, **kwargs)
+        """Tokens or rows through the experts' networks; see the core's function."""
+        return experts_forward(platform_on(inputs[0].device), self.num_experts, LocalView(self), *inputs, **kwargs)
 
     def extra_repr(self) -> str:  # noqa: D102
         return self._description

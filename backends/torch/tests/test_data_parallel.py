@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fully_shard``: every gradient is the mean over all data ranks, in every arrangement."""
+
+import copy
+
+import hyperep_torch as hep
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, Shard
+
+DIM, EXPERTS = 8, 8
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM)
+        self.moe = hep.MoE(DIM, 12, EXPERTS, 2, num_shared_experts=1)
+
+    def forward(self, x):
+        x = x + self.linear(x)
+        return x + self.moe(x)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(DIM, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def _batch(rank, step=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    return torch.randn(6, DIM, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _loss(model, rank, step=0, dtype=torch.float64):
+    return model(_batch(rank, step, dtype)).float().square().mean()
+
+
+def _pair(platform, shape, names, dtype=torch.float64, **settings):
+    """The model whole, and the same weights sharded."""
+    torch.manual_seed(0)
+    whole = Model().to(dtype)
+    sharded = copy.deepcopy(whole)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    for layer in sharded.layers:
+        hep.ExpertParallel().apply(layer.moe.experts, mesh)
+    assert hep.fully_shard(sharded, mesh, blocks="layers.*", **settings) is sharded
+    return whole, sharded
+
+
+def _largest_error(whole, sharded):
+    """Over all parameters, of gradients, relative."""
+    errors = {}
+    for name, p in sharded.named_parameters():
+        assert isinstance(p, DTensor), name
+        wanted, found = whole.get_parameter(name).grad, p.grad.full_tensor()
+        errors[name] = ((found - wanted).abs().max() / wanted.abs().max()).item()
+    return max(errors.values()), errors
+
+
+ARRANGEMENTS = {
+    "ep 4": ((1, 4), ("efsdp", "ep"), {}),
+    "2 x 2": ((2, 2), ("efsdp", "ep"), {}),
+    "ep 1": ((4, 1), ("efsdp", "ep"), {}),
+    "other names and order": ((2, 2), ("experts", "data"), {}),
+    "replicas": ((2, 1, 2), ("replicas", "efsdp", "ep"), {"replicate": ("replicas",)}),
+    "replicas and shards": ((1, 2, 2), ("replicas", "efsdp", "ep"), {"replicate": ("replicas",)}),
+    "two dimensions beside": ((2, 1, 2), ("dp", "cp", "ep"), {}),
+    "kept after forward": ((2, 2), ("efsdp", "ep"), {"reshard_after_forward": False}),
+    "given back after forward": ((2, 2), ("efsdp", "ep"), {"reshard_after_forward": True}),
+    "offloaded": ((2, 2), ("efsdp", "ep"), {"offload_policy": CPUOffloadPolicy(pin_memory=False)}),
+}
+
+
+def _means(platform, which, dtype):
+    shape, names, settings = ARRANGEMENTS[which]
+    if "experts" in names:  # any name will do for the style, if its mesh has one dimension
+        torch.manual_seed(0)
+        whole = Model().to(dtype)
+        sharded = copy.deepcopy(whole)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        for layer in sharded.layers:
+            hep.ExpertParallel().apply(layer.moe.experts, mesh["experts"])
+        hep.fully_shard(sharded, mesh, blocks=["layers.0", "layers.1"], **settings)
+    else:
+        whole, sharded = _pair(platform, shape, names, dtype, **settings)
+    ranks = platform.world_size
+    (sum(_loss(whole, r, dtype=dtype) for r in range(ranks)) / ranks).backward()
+    _loss(sharded, platform.rank, dtype=dtype).backward()
+    return _largest_error(whole, sharded)
+
+
+@pytest.mark.parametrize("which", ARRANGEMENTS)
+def test_a_local_mean_needs_no_sum_by_hand(four, which):
+    for error, errors in four.run(_means, which, torch.float64):
+        assert error < 1e-12, errors
+
+
+@pytest.mark.parametrize("which", ["ep 4", "2 x 2"])
+def test_divisors_do_not_depend_on_the_dtype(four, which):
+    """PyTorch takes other ways for float32 than for float64, of which each divides at other places."""
+    for error, errors in four.run(_means, which, torch.float32):
+        assert error < 1e-4, errors
+
+
+def _wrong_scale(platform):
+    """As FSDP2 does it by itself: experts' gradients are ep times too large, and the test above would see it."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    whole = Model().double()
+    sharded = copy.deepcopy(whole)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("efsdp", "ep"))
+    everything = mesh._flatten()
+    for layer in sharded.layers:
+        hep.ExpertParallel().apply(layer.moe.experts, mesh["ep"])
+        fully_shard(layer.moe.experts, mesh=mesh["efsdp"])
+        fully_shard(layer, mesh=everything)
+    fully_shard(sharded, mesh=everything)
+    (sum(_loss(whole, r) for r in range(4)) / 4).backward()
+    _loss(sharded, platform.rank).backward()
+    _, errors = _largest_error(whole, sharded)
+    experts = {name: error for name, error in errors.items() if ".moe.experts." in name}
+    assert all(abs(error - 1) < 1e-9 for error in experts.values()), experts  # twice as large
+    assert max(error for name, error in errors.items() if name not in experts) < 1e-12
+
+
+def test_the_scale_that_fsdp2_chooses_is_seen_to_be_wrong(four):
+    four.run(_wrong_scale)
+
+
+def _accumulated(platform):
+    whole, sharded = _pair(platform, (2, 2), ("efsdp", "ep"))
+    for step in range(3):
+        (sum(_loss(whole, r, step) for r in range(4)) / 4).backward()
+        sharded.set_requires_gradient_sync(step == 2)
+        _loss(sharded, platform.rank, step).backward()
+    return _largest_error(whole, sharded)
+
+
+def test_gradient_accumulation(four):
+    for error, errors in four.run(_accumulated):
+        assert error < 1e-12, errors
+
+
+def _narrow(platform):
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    whole, sharded = _pair(platform, (2, 2), ("efsdp", "ep"), torch.float32, mp_policy=policy)
+    # Where the router's rounding sends tokens elsewhere, nothing can be compared.
+    for model in (whole, sharded):
+        for layer in model.layers:
+            layer.moe.router.register_forward_hook(lambda module, inputs, routing: _everywhere(routing))
+    (sum(_loss(whole, r, dtype=torch.float32) for r in range(4)) / 4).backward()
+    _loss(sharded, platform.rank, dtype=torch.float32).backward()
+    assert {p.dtype for p in sharded.parameters()} == {p.grad.dtype for p in sharded.parameters()} == {torch.float32}
+    return _largest_error(whole, sharded)
+
+
+def _everywhere(routing):
+    import dataclasses
+
+    experts = torch.arange(routing.experts.numel()).reshape(routing.experts.shape) % EXPERTS
+    return dataclasses.replace(routing, experts=experts, scores=routing.probabilities.gather(1, experts))
+
+
+def test_mixed_precision(four):
+    for _, errors in four.run(_narrow):
+        assert max(errors.values()) < 0.05, errors
+        assert max(errors.values()) > 1e-5
+
+
+def _one_group(platform):
+    """All parameters are DTensors, over two meshes, and one group of a fused or foreach optimizer takes them."""
+    for options in ({"fused": True}, {"foreach": True}):
+        whole, sharded = _pair(platform, (2, 2), ("efsdp", "ep"))
+        optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01, **options) for model in (whole, sharded)]
+        for step in range(3):
+            (sum(_loss(whole, r, step) for r in range(4)) / 4).backward()
+            _loss(sharded, platform.rank, step).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        for name, p in sharded.named_parameters():
+            torch.testing.assert_close(p.full_tensor(), whole.get_parameter(name), rtol=1e-8, atol=1e-9)
+
+
+def test_one_group_of_one_optimizer(four):
+    four.run(_one_group)
+
+
+def _few_experts(platform):
+    """More ranks than experts are left on each: weights are cut within experts."""
+    torch.manual_seed(0)
+    whole = hep.MoE(DIM, 12, 2, 1).double()
+    sharded = copy.deepcopy(whole)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("efsdp", "ep"))
+    hep.ExpertParallel().apply(sharded.experts, mesh)
+    hep.fully_shard(sharded, mesh)
+    assert sharded.experts.w1.placements == (Shard(1), Shard(0))
+    (sum(whole(_batch(r)).square().mean() for r in range(4)) / 4).backward()
+    sharded(_batch(platform.rank)).square().mean().backward()
+    return _largest_error(whole, sharded)
+
+
+def test_experts_that_are_fewer_than_ranks(four):
+    for error, errors in four.run(_few_experts):
+        assert error < 1e-12, errors
+
+
+def _refusals(platform):
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("efsdp", "ep"))
+    model = Model()
+    for layer in model.layers:
+        hep.ExpertParallel().apply(layer.moe.experts, mesh)
+    cases = [
+        (mesh["ep"], {}, "no ranks are left to shard the experts"),
+        (mesh, {"blocks": "layer.*"}, r"blocks='layer.\*' matches no part"),
+        (mesh, {"replicate": ("dp",)}, "of which replicate="),
+        (init_device_mesh("cpu", (2,)), {}, "needs a mesh with named dimensions"),
+    ]
+    for given, settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            hep.fully_shard(model, given, **settings)
+        assert not any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def test_what_is_wrong_is_refused_before_anything_is_changed(two):
+    two.run(_refusals)
