@@ -22,6 +22,10 @@ def test_losses_agree_with_numpy(score_function):
     run(lambda platform: moe_cases.losses_agree(platform, score_function), 1)
 
 
+def test_top_1_trains_the_router():
+    run(moe_cases.top_1_trains_the_router, 1)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_global_loss_is_that_of_all_ranks(ranks):
     run(moe_cases.global_loss_agrees, ranks)

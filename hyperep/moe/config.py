@@ -29,7 +29,8 @@ class RouterConfig:
     """How tokens choose experts.
 
     Raises:
-        ValueError: a value is out of its range, or ``num_groups`` does not divide ``num_experts``.
+        ValueError: a value is out of its range, ``num_groups`` does not divide ``num_experts``, or one score alone is to
+            be normalised.
     """
 
     num_experts: int
@@ -38,8 +39,9 @@ class RouterConfig:
     """``K``, experts per token."""
     score_function: Literal["softmax", "sigmoid"] = "softmax"
     """From logits to the scores of all experts; softmax is over all ``E``."""
-    normalize: bool = True
-    """Divide the chosen scores by their sum. With softmax that is the softmax over the chosen logits."""
+    normalize: bool | None = None
+    """Divide the chosen scores by their sum. With softmax that is the softmax over the chosen logits. Left out, it is
+    true where there are several, and false for ``top_k=1``, as in Switch Transformer (arXiv:2101.03961, eq. 2)."""
     route_scale: float = 1.0
     """Factor on the chosen scores, after normalisation."""
     num_groups: int = 1
@@ -54,6 +56,13 @@ class RouterConfig:
             require_whole(name, getattr(self, name))
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k={self.top_k} must be between 1 and num_experts={self.num_experts}")
+        if self.normalize is None:
+            object.__setattr__(self, "normalize", self.top_k > 1)
+        if self.normalize and self.top_k == 1:
+            raise ValueError(
+                "normalize=True with top_k=1: one score divided by itself is 1 whatever the router says, so that the "
+                "router would get no gradient; leave normalize out, or pass normalize=False, for the score itself"
+            )
         if self.score_function not in ("softmax", "sigmoid"):
             raise ValueError(f"score_function={self.score_function!r}: choose 'softmax' or 'sigmoid'")
         if not (self.route_scale > 0 and math.isfinite(self.route_scale)):

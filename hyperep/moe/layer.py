@@ -37,7 +37,9 @@ class MoEStats:
 def MoE(  # noqa: N802 (it makes modules, as a class would)
     platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, top_k: int, *, seed: Seed = 0
 ) -> Module:
-    """Make a native mixture-of-experts layer with softmax scores, normalised, and without shared experts or capacity.
+    """Make a native mixture-of-experts layer with softmax scores, and without shared experts or capacity.
+
+    The scores of a token's experts are normalised to sum to one, except for ``top_k=1``; see :class:`RouterConfig`.
 
     Args:
         platform: whose module to make.

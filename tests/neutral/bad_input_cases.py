@@ -194,6 +194,10 @@ SETTINGS = {
     "size that is no number": (_layer(dim="8"), "dim='8' must be a whole number"),
     "features that are no number": (lambda p: Linear(p, 4.0, 4), "Linear: in_features=4.0 must be a whole number"),
     "top_k of the router": (lambda p: TopKRouter(p, 8, 4, 5), "top_k=5 must be between 1 and num_experts=4"),
+    "one score normalised": (
+        lambda p: MoEConfig(dim=8, hidden_dim=4, router=RouterConfig(num_experts=4, top_k=1, normalize=True)),
+        "normalize=True with top_k=1: one score divided by itself is 1 .* leave normalize out",
+    ),
     "no experts per token": (lambda p: MoE(p, 8, 4, 4, 0), "top_k=0 must be between 1 and num_experts=4"),
     "score function": (_router(score_function="relu"), "score_function='relu': choose 'softmax' or 'sigmoid'"),
     "route scale": (_router(route_scale=0.0), "route_scale=0.0 must be a positive number"),

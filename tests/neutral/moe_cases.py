@@ -31,7 +31,8 @@ CONFIGS = {
     "softmax, not normalised": _config(normalize=False, route_scale=1.7),
     "sigmoid": _config(score_function="sigmoid", route_scale=2.5),
     "sigmoid, not normalised": _config(score_function="sigmoid", normalize=False),
-    "top-1": _config(top_k=1, normalize=False),
+    "top-1": _config(top_k=1),
+    "top-1, sigmoid": _config(top_k=1, score_function="sigmoid"),
     "all experts": _config(top_k=8),
     "groups": _config(num_groups=4, top_groups=2),
     "groups of one": _config(num_groups=8, top_groups=4),
@@ -90,6 +91,17 @@ def layer_agrees(platform, name, tokens=TOKENS):
             assert relative(gradient, wanted) < 2e-5, argument
         else:  # top-k of all, normalised or not: some gradients vanish
             assert np.abs(gradient).max() < 1e-5, argument
+
+
+def top_1_trains_the_router(platform):
+    """The gate of a layer as it is made by default gets a gradient of the size that it gets with two experts."""
+    sizes = {}
+    for top_k in (1, 2):
+        layer = moe.MoE(platform, DIM, 4, 8, top_k)
+        fill_weights(platform, layer)
+        x, cotangent = rows(platform.rank, TOKENS, DIM), rows(50 + platform.rank, TOKENS, DIM)
+        sizes[top_k] = np.abs(forward_backward(platform, layer, cotangent, x)[2]["router.gate"]).max()
+    assert sizes[1] > 0.1 * sizes[2] > 0.01, sizes
 
 
 def capacity_under_expert_parallelism(platform, name):

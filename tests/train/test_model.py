@@ -53,6 +53,23 @@ def test_the_same_word_at_another_place_attends_alike():
     assert score(3, 1) != pytest.approx(score(3, 2), rel=1e-2)
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_what_is_predicted_trains_the_routers(platform, small, top_k):
+    """The cross entropy alone, without what keeps the load even, moves every gate."""
+    model = LanguageModel(platform, small(top_k=top_k))
+    tokens = np.random.default_rng(0).integers(0, 256, size=(4, 17))
+    parameters = platform.parameters(model)
+    gates = {path: gate for path, gate in parameters.items() if path.endswith("router.gate")}
+    # A head of size one instead of the small initial one, so that gradients are of size one.
+    platform.assign(parameters["head"], 50 * platform.local(parameters["head"]))
+    targets = tokens[:, 1:].reshape(-1)
+    _, pullback = platform.vjp(
+        lambda: cross_entropy(platform, model(tokens[:, :-1])[0], targets, targets.size), parameters=list(gates.values())
+    )
+    for path, gradient in zip(gates, pullback(np.ones((), np.float32)), strict=True):
+        assert np.abs(gradient).max() > 1e-3, path
+
+
 def test_cross_entropy_is_a_part_of_the_global_mean(platform):
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(6, 256)).astype(np.float32) * 3 + 100, rng.integers(0, 256, size=6)

@@ -29,6 +29,10 @@ def test_losses_agree_with_numpy(platform, score_function):
     moe_cases.losses_agree(platform, score_function)
 
 
+def test_top_1_trains_the_router(platform):
+    moe_cases.top_1_trains_the_router(platform)
+
+
 def test_global_loss_is_that_of_all_ranks(two):
     two.run(moe_cases.global_loss_agrees)
 
