@@ -17,7 +17,7 @@ TAKES = ("tokens", "rows")
 
 
 def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
-    platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, *, seed: Seed = 0
+    platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, *, seed: Seed | None = None
 ) -> Module:
     """Make a native module of ``E`` experts, ``y = (silu(x w1^T) * (x w3^T)) w2^T`` (SwiGLU, arXiv:2002.05202).
 
@@ -26,7 +26,7 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
         dim: ``D``, the size of a row.
         hidden_dim: ``H``, the hidden size of each expert.
         num_experts: ``E``.
-        seed: of the initial weights, which come from NumPy and so are the same on every platform; or a generator.
+        seed: of the initial weights; see :mod:`hyperep.moe.init`. Left out, each module gets others.
 
     Returns:
         A module with parameters ``w1``, ``w3`` ``[E, H, D]`` and ``w2`` ``[E, D, H]``, float32, that takes both calls
@@ -47,7 +47,7 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
         require_whole(f"GroupedExperts: {name}", size)
         if size < 1:
             raise ValueError(f"GroupedExperts({name}={size}): must be at least 1")
-    rng = generator(seed)
+    rng = generator(platform, seed)
     shapes = {
         "w1": (num_experts, hidden_dim, dim),
         "w2": (num_experts, dim, hidden_dim),

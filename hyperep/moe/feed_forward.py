@@ -13,7 +13,7 @@ __all__ = ["FeedForward"]
 
 
 def FeedForward(  # noqa: N802 (it makes modules, as a class would)
-    platform: Platform[Any], dim: int, hidden_dim: int, *, seed: Seed = 0
+    platform: Platform[Any], dim: int, hidden_dim: int, *, seed: Seed | None = None
 ) -> Module:
     """Make a native module that computes ``w2(silu(w1(x)) * w3(x))`` (SwiGLU, arXiv:2002.05202).
 
@@ -21,7 +21,7 @@ def FeedForward(  # noqa: N802 (it makes modules, as a class would)
         platform: whose module to make.
         dim: ``D``.
         hidden_dim: ``H``.
-        seed: of the initial weights, or a generator.
+        seed: of the initial weights; see :mod:`hyperep.moe.init`. Left out, each module gets others.
 
     Returns:
         A module with children ``w1``, ``w3`` (``Linear``, weight ``[H, D]``) and ``w2`` (``[D, H]``), called with
@@ -31,7 +31,7 @@ def FeedForward(  # noqa: N802 (it makes modules, as a class would)
     Raises:
         ValueError: a size is below one.
     """
-    rng = generator(seed)
+    rng = generator(platform, seed)
     sizes = {"w1": (dim, hidden_dim), "w2": (hidden_dim, dim), "w3": (dim, hidden_dim)}
     children = {name: Linear(platform, *size, seed=rng) for name, size in sizes.items()}
 

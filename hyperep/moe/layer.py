@@ -35,7 +35,7 @@ class MoEStats:
 
 
 def MoE(  # noqa: N802 (it makes modules, as a class would)
-    platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, top_k: int, *, seed: Seed = 0
+    platform: Platform[Any], dim: int, hidden_dim: int, num_experts: int, top_k: int, *, seed: Seed | None = None
 ) -> Module:
     """Make a native mixture-of-experts layer with softmax scores, and without shared experts or capacity.
 
@@ -47,7 +47,7 @@ def MoE(  # noqa: N802 (it makes modules, as a class would)
         hidden_dim: ``H`` of each expert.
         num_experts: ``E``.
         top_k: ``K``, experts per token.
-        seed: of the initial weights, or a generator.
+        seed: of the initial weights; see :mod:`hyperep.moe.init`. Left out, each module gets others.
 
     Returns:
         The module that :func:`build_moe` makes; that one takes all other settings.
@@ -56,13 +56,13 @@ def MoE(  # noqa: N802 (it makes modules, as a class would)
     return build_moe(platform, MoEConfig(dim=dim, hidden_dim=hidden_dim, router=router), seed=seed)
 
 
-def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> Module:
+def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed | None = None) -> Module:
     """Make the native mixture-of-experts layer of a configuration: route, drop what is over capacity, experts.
 
     Args:
         platform: whose module to make.
         config: the layer's settings.
-        seed: of the initial weights, or a generator.
+        seed: of the initial weights; see :mod:`hyperep.moe.init`. Left out, each module gets others.
 
     Returns:
         A module with children ``router``, ``experts`` and perhaps ``shared_experts``, called with ``[..., D]``; it
@@ -72,7 +72,7 @@ def build_moe(platform: Platform[Any], config: MoEConfig, *, seed: Seed = 0) -> 
         false for padding, which goes to nobody, counts nowhere and is zero in the output. Where
         nothing is sharded, a mask or a capacity costs a copy to the host: how many choices are left.
     """
-    rng = generator(seed)
+    rng = generator(platform, seed)
     num_experts = config.router.num_experts
     children = {
         "router": build_router(platform, config.dim, config.router, seed=rng),

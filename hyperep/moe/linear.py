@@ -16,7 +16,7 @@ __all__ = ["Linear"]
 
 
 def Linear(  # noqa: N802 (it makes modules, as a class would)
-    platform: Platform[Any], in_features: int, out_features: int, *, bias: bool = False, seed: Seed = 0
+    platform: Platform[Any], in_features: int, out_features: int, *, bias: bool = False, seed: Seed | None = None
 ) -> Module:
     """Make a native module that computes ``x weight^T + bias``.
 
@@ -25,7 +25,7 @@ def Linear(  # noqa: N802 (it makes modules, as a class would)
         in_features: size of the last dim of the input.
         out_features: size of the last dim of the output.
         bias: whether there is one; it starts at zero.
-        seed: of the initial weight, or a generator.
+        seed: of the initial weight; see :mod:`hyperep.moe.init`. Left out, each module gets another.
 
     Returns:
         A module with a parameter ``weight`` ``[out, in]`` and perhaps ``bias`` ``[out]``, float32; called with
@@ -39,7 +39,7 @@ def Linear(  # noqa: N802 (it makes modules, as a class would)
         require_whole(f"Linear: {name}", size)
         if size < 1:
             raise ValueError(f"Linear({name}={size}): must be at least 1")
-    parameters = {"weight": platform.from_host(uniform_fan_in(generator(seed), (out_features, in_features)))}
+    parameters = {"weight": platform.from_host(uniform_fan_in(generator(platform, seed), (out_features, in_features)))}
     if bias:
         parameters["bias"] = platform.from_host(np.zeros(out_features, np.float32))
 

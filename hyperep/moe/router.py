@@ -38,7 +38,7 @@ class Routing:
 
 
 def TopKRouter(  # noqa: N802 (it makes modules, as a class would)
-    platform: Platform[Any], dim: int, num_experts: int, top_k: int, *, seed: Seed = 0, **options: Any
+    platform: Platform[Any], dim: int, num_experts: int, top_k: int, *, seed: Seed | None = None, **options: Any
 ) -> Module:
     """Make a native module that routes tokens ``[T, D]`` by a linear gate (arXiv:1701.06538).
 
@@ -47,7 +47,7 @@ def TopKRouter(  # noqa: N802 (it makes modules, as a class would)
         dim: ``D``.
         num_experts: ``E``.
         top_k: ``K``, experts per token.
-        seed: of the initial weight, or a generator.
+        seed: of the initial weight; see :mod:`hyperep.moe.init`. Left out, each module gets another.
         options: the other fields of :class:`hyperep.moe.RouterConfig`.
 
     Returns:
@@ -61,13 +61,13 @@ def TopKRouter(  # noqa: N802 (it makes modules, as a class would)
     return build_router(platform, dim, RouterConfig(num_experts=num_experts, top_k=top_k, **options), seed=seed)
 
 
-def build_router(platform: Platform[Any], dim: int, config: RouterConfig, *, seed: Seed = 0) -> Module:
+def build_router(platform: Platform[Any], dim: int, config: RouterConfig, *, seed: Seed | None = None) -> Module:
     """Make the router of a configuration; see :func:`TopKRouter`."""
 
     def forward(m: Any, x: Any) -> Routing:
         return router_forward(platform, config, m, x)
 
-    gate = platform.from_host(uniform_fan_in(generator(seed), (config.num_experts, dim)))
+    gate = platform.from_host(uniform_fan_in(generator(platform, seed), (config.num_experts, dim)))
     zeros = platform.from_host(np.zeros(config.num_experts, np.float32))
     buffers = {"expert_bias": zeros} if config.expert_bias else {}
     changed = ", ".join(

@@ -64,7 +64,8 @@ def test_what_is_predicted_trains_the_routers(platform, small, top_k):
     platform.assign(parameters["head"], 50 * platform.local(parameters["head"]))
     targets = tokens[:, 1:].reshape(-1)
     _, pullback = platform.vjp(
-        lambda: cross_entropy(platform, model(tokens[:, :-1])[0], targets, targets.size), parameters=list(gates.values())
+        lambda: cross_entropy(platform, model(tokens[:, :-1])[0], targets, targets.size),
+        parameters=list(gates.values()),
     )
     for path, gradient in zip(gates, pullback(np.ones((), np.float32)), strict=True):
         assert np.abs(gradient).max() > 1e-3, path
