@@ -29,8 +29,8 @@ class RouterConfig:
     """How tokens choose experts.
 
     Raises:
-        ValueError: a value is out of its range, ``num_groups`` does not divide ``num_experts``, or one score alone is to
-            be normalised.
+        ValueError: a value is out of its range, ``num_groups`` does not divide ``num_experts``, or one score is to be
+            normalised alone.
     """
 
     num_experts: int
