@@ -238,7 +238,7 @@ class Platform(Protocol[T]):
         Calling the module calls ``forward(m, *inputs, **kwargs)``, where ``m`` has an attribute for each parameter
         and buffer (the **local** tensor, through which gradients flow) and for each child (callable). *name* and
         *description* are what the module prints. Parameters are trainable and known to the framework's optimizers;
-        buffers are saved with the module and get no gradient.
+        buffers are saved with the module, get no gradient, and keep their dtype whatever the module is cast to.
         """
         ...
 

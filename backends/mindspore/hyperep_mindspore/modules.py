@@ -7,9 +7,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mindspore import Parameter, Tensor, nn
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
 
 from hyperep.sharding import Sharding
+from hyperep_mindspore.private_names import as_written
 from hyperep_mindspore.transfer import contiguous
 
 __all__ = ["NeutralCell", "ShardedParameter", "WrappedConstruct", "shard_parameter", "sharding_of", "wrap_construct"]
@@ -18,8 +20,12 @@ __all__ = ["NeutralCell", "ShardedParameter", "WrappedConstruct", "shard_paramet
 class NeutralCell(nn.Cell):
     """A cell whose computation is a neutral ``forward(m, *inputs, **kwargs)``; see the protocol's ``make_module``.
 
-    The cell itself is ``m``: a parameter that is sharded holds its local part and nothing else.
+    The cell itself is ``m``: a parameter that is sharded holds its local part and nothing else. Its buffers are state
+    that adds up small steps: ``to`` and ``to_float`` leave them as they are.
     """
+
+    _neutral_dtype: Any = None
+    """What ``to_float`` asked for."""
 
     def __init__(
         self,
@@ -34,6 +40,8 @@ class NeutralCell(nn.Cell):
         self._neutral_name = name
         self._neutral_forward = forward
         self._neutral_description = description
+        self._neutral_parameters = tuple(parameters)
+        self._neutral_buffers = tuple(buffers)
         # Copied, because two cells made from the same tensors must not train each other.
         for key, value in parameters.items():
             self.insert_param_to_cell(key, Parameter(value.copy(), name=key))
@@ -47,7 +55,40 @@ class NeutralCell(nn.Cell):
         """Call the neutral forward on the tensors as they are at this call."""
         for parameter in self._params.values():
             _hand_out_contiguous_gradients(parameter)
-        return self._neutral_forward(self, *inputs, **kwargs)
+        dtype = self._neutral_dtype
+        if dtype is None:
+            return self._neutral_forward(self, *inputs, **kwargs)
+        inputs = tuple(_in_dtype(value, dtype) for value in inputs)
+        kwargs = {name: _in_dtype(value, dtype) for name, value in kwargs.items()}
+        return self._neutral_forward(_Cast(self, dtype), *inputs, **kwargs)
+
+    def add_flags(self, **flags: Any) -> NeutralCell:
+        """Set flags; those of ``to_float`` cast inputs and weights, and not every operand of every operator inside.
+
+        A neutral forward says itself what it computes in float32: the router, and the sums over a token's rows.
+        """
+        super().add_flags(**flags)
+        asked = [dtype for flag, dtype in _TO_FLOAT.items() if flags.get(flag)]
+        if asked:
+            (self._neutral_dtype,) = asked
+            self.mixed_precision_type = as_written
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NeutralCell:
+        """What ``to`` and ``to_empty`` go through; children first, each by this method of its own."""
+        own = {id(self._params[name]) for name in self._neutral_buffers}
+
+        def keeping(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if id(tensor) not in own or converted.dtype == tensor.dtype:
+                return converted
+            # From the old values: those of the new dtype may have lost digits.
+            return tensor.to(device=converted.device)
+
+        if recurse:
+            for child in self.cells():
+                child._apply(fn)
+        return super()._apply(keeping, recurse=False)
 
     def extend_repr(self) -> str:
         """What the cell prints between its brackets."""
@@ -67,6 +108,28 @@ def _hand_out_contiguous_gradients(parameter: Parameter) -> None:
     if parameter.requires_grad and not getattr(parameter, "hyperep_hooked", False):
         parameter.register_hook(contiguous)
         parameter.hyperep_hooked = True
+
+
+_TO_FLOAT = {"fp16": ms.float16, "fp32": ms.float32, "bf16": ms.bfloat16}
+"""The flags that ``to_float`` sets."""
+
+
+class _Cast:
+    """What a neutral forward sees of a cell under ``to_float``: weights in that dtype, the rest as it is."""
+
+    def __init__(self, cell: NeutralCell, dtype: Any) -> None:
+        self._cell = cell
+        self._dtype = dtype
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._cell, name)
+        return _in_dtype(value, self._dtype) if name in self._cell._neutral_parameters else value
+
+
+def _in_dtype(value: Any, dtype: Any) -> Any:
+    """A tensor of floats in *dtype*; anything else as it is."""
+    is_float = isinstance(value, Tensor) and value.dtype in (ms.float16, ms.bfloat16, ms.float32, ms.float64)
+    return ops.cast(value, dtype) if is_float and value.dtype != dtype else value
 
 
 class ShardedParameter:

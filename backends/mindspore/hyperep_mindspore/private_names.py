@@ -13,7 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["NAMES", "PrivateName", "abandon_graphs", "custom_function", "is_recording", "off_tape", "receive", "send"]
+__all__ = [
+    "NAMES",
+    "PrivateName",
+    "abandon_graphs",
+    "as_written",
+    "custom_function",
+    "is_recording",
+    "off_tape",
+    "receive",
+    "send",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,13 +84,20 @@ NO_GRAD = PrivateName(
     name="_no_grad",
     reason="It keeps raw collectives off the tape: the tape would issue each of them again in backward.",
 )
-NAMES = (CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD)
+MIXED_PRECISION = PrivateName(
+    module="mindspore._c_expression",
+    name="MixedPrecisionType",
+    reason="Its NOTSET is the one way to keep Cell.to_float of a parent from casting every operand inside of a cell.",
+)
+NAMES = (CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD, MIXED_PRECISION)
 
 custom_function: Any = CUSTOM_FUNCTION.load()
 send: Any = SEND.load()
 receive: Any = RECEIVE.load()
 _no_grad: Any = NO_GRAD.load()
 _executor: Any = EXECUTOR.load()
+as_written: Any = MIXED_PRECISION.load().NOTSET
+"""The mixed precision of a cell whose operators get their operands as they are."""
 
 
 def off_tape(function: Callable[P, R]) -> Callable[P, R]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hyperep_torch.kept_state import KeepsState
 from hyperep_torch.linear import linear_forward
 from hyperep_torch.local_parts import local_part
 from hyperep_torch.opened import OpensItself, call_opened, own_parts
@@ -17,7 +18,7 @@ from hyperep_torch.opened import OpensItself, call_opened, own_parts
 __all__ = ["LocalView", "NeutralModule", "OpensItself", "WrappedForward", "wrap_forward"]
 
 
-class NeutralModule(OpensItself, nn.Module):
+class NeutralModule(OpensItself, KeepsState, nn.Module):
     """A module whose computation is a neutral ``forward(m, *inputs, **kwargs)``; see the protocol's ``make_module``."""
 
     def __init__(

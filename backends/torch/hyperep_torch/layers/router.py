@@ -11,13 +11,14 @@ from torch import nn
 from hyperep.moe.config import RouterConfig
 from hyperep.moe.router import Routing, router_forward
 from hyperep_torch.ambient import platform_on
+from hyperep_torch.kept_state import KeepsState
 from hyperep_torch.layers.init import uniform_fan_in_
 from hyperep_torch.modules import LocalView, OpensItself
 
 __all__ = ["TopKRouter"]
 
 
-class TopKRouter(OpensItself, nn.Module):
+class TopKRouter(OpensItself, KeepsState, nn.Module):
     """Routes tokens ``[T, D]`` by a linear gate; what the core's :func:`hyperep.moe.TopKRouter` does.
 
     Args:
