@@ -45,6 +45,7 @@ def generator(platform: Platform[Any], seed: Seed | None) -> np.random.Generator
         number = _made_without_seed.get(platform, 0)
         _made_without_seed[platform] = number + 1
         seed = (0, number)
+    first: Any
     first, *path = seed if isinstance(seed, tuple) and seed else (seed,)
     if not _is_number(first) or not all(_is_number(part) or isinstance(part, str) for part in path):
         raise TypeError(
@@ -56,7 +57,7 @@ def generator(platform: Platform[Any], seed: Seed | None) -> np.random.Generator
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _as_number(part: int | str) -> int:
