@@ -14,7 +14,7 @@ from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.sharding import Sharding, shard_tensor
 
-__all__ = ["distribute_module", "distribute_parameter", "distribute_tensor", "own_parameters"]
+__all__ = ["distribute_module", "distribute_parameter", "distribute_tensor", "own_buffers", "own_parameters"]
 
 
 def distribute_tensor(tensor: Any, mesh: DeviceMesh, placements: Sequence[Placement]) -> Any:
@@ -50,15 +50,15 @@ def distribute_tensor(tensor: Any, mesh: DeviceMesh, placements: Sequence[Placem
 
 
 def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements: Sequence[Placement]) -> None:
-    """Replace the direct parameter *name* of *module* by its shard. Collective over the mesh.
+    """Replace the direct parameter or buffer *name* of *module* by its shard. Collective over the mesh.
 
     Raises:
-        ValueError: the module has no such parameter itself, it is distributed already, or as for
+        ValueError: the module has no such parameter or buffer itself, it is distributed already, or as for
             :func:`distribute_tensor`.
     """
     mesh = adopt_mesh(mesh)
     platform = mesh.platform
-    parameters = own_parameters(platform, module)
+    parameters = {**own_buffers(platform, module), **own_parameters(platform, module)}
     kind = _described(parameters[name]) if name in parameters else f"none of {sorted(parameters)}"
     require_agreement(mesh, f"distribute_parameter of {name!r}", (kind, f"placements {list(placements)}"))
     if name not in parameters:
@@ -82,6 +82,11 @@ def _described(tensor: Any) -> str:
 def own_parameters(platform: Any, module: Module) -> dict[str, Any]:
     """The parameters that belong to *module* itself, not to a module below it."""
     return {name: parameter for name, parameter in platform.parameters(module).items() if "." not in name}
+
+
+def own_buffers(platform: Any, module: Module) -> dict[str, Any]:
+    """The buffers that belong to *module* itself."""
+    return {name: buffer for name, buffer in platform.buffers(module).items() if "." not in name}
 
 
 def distribute_module(

@@ -31,3 +31,37 @@ def test_distribute_module_converts(ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_shards_are_parts_of_the_first_ranks_tensor(ranks):
     run(style_cases.shards_are_parts_of_the_first_ranks_tensor, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("style", ["ep", "tp", "etp"])
+def test_buffers_of_experts_are_split(style, ranks):
+    ranks = min(ranks, 2) if style == "tp" else ranks  # 6 features
+    run(lambda platform: style_cases.buffers_of_experts_are_split(platform, style), ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_buffers_that_cannot_be_decided_are_refused(ranks):
+    run(style_cases.buffers_that_cannot_be_decided_are_refused, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["packed", "interleaved"])
+@pytest.mark.parametrize("style", ["tp", "etp"])
+def test_fused_weights_agree_with_the_whole(style, layout, ranks):
+    run(lambda platform: style_cases.fused_weights_agree_with_the_whole(platform, style, layout), ranks)
+
+
+@pytest.mark.parametrize("which", style_cases.FUSED)
+def test_fused_weights_are_declared_or_refused(which):
+    run(lambda platform: style_cases.fused_weights_are_declared_or_refused(platform, which), 2)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_packed_linear_gives_each_rank_its_part_of_each(ranks):
+    run(style_cases.a_packed_linear_gives_each_rank_its_part_of_each, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_tensor_parallel_reaches_modules_below(ranks):
+    run(style_cases.tensor_parallel_reaches_modules_below, ranks)

@@ -267,7 +267,11 @@ class Platform(Protocol[T]):
         ...
 
     def shard_parameter(self, module: Module, name: str, local: T, sharding: Sharding) -> None:
-        """Replace the direct parameter *name* of *module* by its shard *local*, laid out as *sharding* says."""
+        """Replace the direct parameter or buffer *name* of *module* by its shard *local*, laid out as *sharding* says.
+
+        It keeps what the framework's users have set on it, as far as that makes sense for a shard: whether it wants
+        gradients, and attributes. Two modules that hold one parameter hold one shard when both were asked for the same.
+        """
         ...
 
     def from_local(self, local: T, sharding: Sharding) -> Any:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter, own_parameters
 from hyperep.exchange.routed import RoutedExperts, RowExperts, over_ranks, rows_from_routed
 from hyperep.exchange.rows import DispatchContext, combine, dispatch_agreed
 from hyperep.mesh import DeviceMesh
-from hyperep.placements import Shard
+from hyperep.placements import Placement, Shard
 from hyperep.platform.protocol import Module
 from hyperep.styles.calls import LocalExperts
 from hyperep.styles.expert_base import BaseExpertParallel
@@ -39,6 +39,8 @@ class ExpertParallel(BaseExpertParallel):
             "ep")`` a token crosses to another node once, and is spread over its ranks there. Rank ``(n, e)`` owns the
             experts that are its in the order of the flattened mesh.
 
+        buffers: placements of buffers whose shape does not tell whether they have an entry for each expert, by path.
+
     Raises:
         ValueError: another exchange; no level, or one twice; or rows in several levels.
 
@@ -63,7 +65,13 @@ class ExpertParallel(BaseExpertParallel):
         if {"_token_dispatch", "_token_combine"} & vars(cls).keys() and "_of_tokens" not in vars(cls):
             cls._of_tokens = BaseExpertParallel._of_tokens  # type: ignore[method-assign]
 
-    def __init__(self, *, exchange: Exchange = "tokens", levels: Sequence[str] = ("ep",)) -> None:
+    def __init__(
+        self,
+        *,
+        exchange: Exchange = "tokens",
+        levels: Sequence[str] = ("ep",),
+        buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
+    ) -> None:
         if exchange not in ("tokens", "rows"):
             raise ValueError(f"exchange={exchange!r}: choose 'tokens' or 'rows'")
         self.exchange = exchange
@@ -73,6 +81,7 @@ class ExpertParallel(BaseExpertParallel):
         if exchange == "rows" and len(self.levels) > 1:
             raise ValueError(f"exchange='rows' with levels={self.levels}: rows travel in one level; exchange tokens")
         self.mesh_dim_names = self.levels
+        self.buffers = dict(buffers or {})
 
     def _settings(self) -> list[str]:
         return [*super()._settings(), self.exchange]

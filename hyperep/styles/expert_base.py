@@ -6,13 +6,16 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from hyperep.exchange.routed import RoutedExperts, RowExperts, routed_from_rows
 from hyperep.mesh import DeviceMesh
+from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.style import ParallelStyle
@@ -33,6 +36,9 @@ class BaseExpertParallel(ParallelStyle):
     levels: tuple[str, ...] = ("ep",)
     """Those of them over which experts are split, from the slowest link to the fastest."""
 
+    buffers: Mapping[str, Placement | Sequence[Placement]] = MappingProxyType({})
+    """Placements of buffers of the experts, by path, for those whose shape does not tell them."""
+
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Partition the experts, and route each call to their owners and back.
 
@@ -43,8 +49,9 @@ class BaseExpertParallel(ParallelStyle):
             mesh: a hyperep mesh or a native one with the style's dimensions.
 
         Raises:
-            ValueError: the mesh has other dimensions; the number of experts is not divisible; the module has no
-                parameters, or some without an expert dim, or some that are distributed already.
+            ValueError: on all ranks, the mesh has other dimensions; the number of experts is not divisible; the module
+                has no parameters, or some without an expert dim, or some that are distributed already; a rank has
+                others; or a buffer may or may not have an entry for each expert.
         """
         style = type(self).__name__
         mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
@@ -57,8 +64,18 @@ class BaseExpertParallel(ParallelStyle):
                 f"num_experts={num_experts} is not divisible by {dims}; choose a multiple of {ranks} experts, or an "
                 f"{' x '.join(self.levels)} size that divides {num_experts}"
             )
+        buffers = plan_buffers(
+            style,
+            module,
+            mesh,
+            self.buffers,
+            experts=num_experts,
+            levels=len(self.levels),
+            sliced=self._sliced(module, mesh),
+        )
         for path, submodule in mesh.platform.named_modules(module).items():
             self._partition_fn(path, submodule, mesh)
+        shard_buffers(module, mesh, buffers)
 
         def called(
             module: Module, inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any
@@ -78,7 +95,11 @@ class BaseExpertParallel(ParallelStyle):
 
     def _settings(self) -> list[str]:
         """What must be the same on all ranks, in words."""
-        return [repr(self.levels)]
+        return [repr(self.levels), f"buffers={dict(self.buffers)}"]
+
+    def _sliced(self, module: Module, mesh: DeviceMesh) -> frozenset[int]:
+        """Sizes of the experts' weights that are cut besides the number of experts; checks what it looks at."""
+        return frozenset()
 
     def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:
         """All experts, called with rows, made of those of this rank."""

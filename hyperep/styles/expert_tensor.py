@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperep.distribute import distribute_parameter
@@ -42,19 +42,25 @@ class ExpertTensorParallel(ExpertParallel):
         output_layout: Placement | None = None,
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
+        packed: Mapping[str, int] | None = None,
+        interleaved: Mapping[str, int] | None = None,
+        buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
-        super().__init__(exchange=exchange, levels=levels)
+        super().__init__(exchange=exchange, levels=levels, buffers=buffers)
         if "tp" in self.levels:
             raise ValueError(f"levels={self.levels}: experts are sliced over 'tp', so it is no level of theirs")
         self.mesh_dim_names = (*self.levels, "tp")
-        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout)
+        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout, packed or {}, interleaved or {})
 
     def _settings(self) -> list[str]:
         return [*super()._settings(), repr(self.slices)]
 
+    def _sliced(self, module: Module, mesh: DeviceMesh) -> frozenset[int]:
+        return self.slices.sizes(module, mesh, mesh.size("tp"))
+
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
-        for key, dim in self.slices.dims(module, mesh, mesh.size("tp")).items():
-            distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), Shard(dim)])
+        for key, shard in self.slices.shards(module, mesh, mesh.size("tp")).items():
+            distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), shard])
 
     def _of_tokens(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:
         routed = super()._of_tokens(module, experts, mesh, num_experts)

@@ -28,6 +28,10 @@ class ColwiseParallel(ParallelStyle):
     backward      input gradient all-reduced over ``tp``
     ============= ===========================================================================================
 
+    Args:
+        packed: how many weights the module holds one after the other, as ``gate_up`` of a feed-forward network does: a
+            rank gets its part of each. That it holds several cannot be seen here, so it must be said.
+
     Example:
         >>> import hyperep
         >>> from hyperep.loopback import run
@@ -42,6 +46,9 @@ class ColwiseParallel(ParallelStyle):
 
     mesh_dim_names: tuple[str, ...] = ("tp",)
 
+    def __init__(self, *, packed: int = 1) -> None:
+        self._shard = Shard(0, parts=packed)
+
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Shard *module*, which has a parameter ``weight`` ``[out, in]`` and perhaps ``bias`` ``[out]``.
 
@@ -50,9 +57,9 @@ class ColwiseParallel(ParallelStyle):
                 distributed already.
         """
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        names = _require_linear(type(self).__name__, module, mesh, 0)
+        names = _require_linear(type(self).__name__, module, mesh, 0, self._shard.parts)
         for name in names:
-            distribute_parameter(module, name, mesh, [Shard(0)])
+            distribute_parameter(module, name, mesh, [self._shard])
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(inner: Callable[..., Any], x: Any, *inputs: Any, **kwargs: Any) -> Any:
@@ -120,9 +127,9 @@ class RowwiseParallel(ParallelStyle):
         return module
 
 
-def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int) -> tuple[str, ...]:
+def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int, parts: int = 1) -> tuple[str, ...]:
     """The names of a linear module's parameters; checked before anything is changed."""
-    require_alike(style, module, mesh)
+    require_alike(style, module, mesh, [f"{parts} weights in one"])
     parameters = own_parameters(mesh.platform, module)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     fits = (
@@ -135,10 +142,11 @@ def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int) -> t
         )
     require_whole(style, parameters, mesh)
     size, ranks = shapes["weight"][dim], mesh.size()
-    if size % ranks:
+    if size % (ranks * parts):
         what = ("out", "in")[dim]
+        each = f" in each of {parts} parts" if parts > 1 else ""
         raise ValueError(
-            f"{style}: {what}={size} features of weight {shapes['weight']} are not divisible by the tp dimension "
+            f"{style}: {what}={size} features of weight {shapes['weight']} are not divisible{each} by the tp dimension "
             f"{ranks}; choose a multiple of {ranks}, or a tp size that divides {size}"
         )
     return tuple(shapes)

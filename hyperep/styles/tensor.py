@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hyperep.distribute import distribute_parameter
 from hyperep.exchange.routed import in_slices
 from hyperep.mesh import DeviceMesh
-from hyperep.placements import Placement, Shard
+from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.slices import TensorSlices
@@ -38,6 +39,10 @@ class TensorParallel(ParallelStyle):
         colwise: names of the weights whose output features are split (tensor dim 1).
         rowwise: names of the weights whose input features are split (tensor dim 2).
         output_layout: ``Replicate()``, or ``Partial()`` for callers that reduce (or reduce-scatter) themselves.
+        packed: how many weights a colwise weight holds one after the other, by name: ``{"gate_up": 2}`` for
+            ``[E, 2 H, D]`` with all gates first. A rank then gets its part of each.
+        interleaved: how many weights a colwise weight holds whose rows take turns.
+        buffers: placements of buffers whose shape does not tell whether they are split, by path.
     """
 
     mesh_dim_names: tuple[str, ...] = ("tp",)
@@ -48,17 +53,25 @@ class TensorParallel(ParallelStyle):
         colwise: Sequence[str] = ("w1", "w3"),
         rowwise: Sequence[str] = ("w2",),
         output_layout: Placement | None = None,
+        packed: Mapping[str, int] | None = None,
+        interleaved: Mapping[str, int] | None = None,
+        buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
-        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout)
+        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout, packed or {}, interleaved or {})
+        self.buffers = dict(buffers or {})
 
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
         style = type(self).__name__
-        num_experts = require_experts(style, module, mesh, [repr(self.slices)])
+        num_experts = require_experts(style, module, mesh, [repr(self.slices), f"buffers={self.buffers}"])
         takes = declared_calls(style, module)
-        for key, dim in self.slices.dims(module, mesh, mesh.size()).items():
-            distribute_parameter(module, key, mesh, [Shard(dim)])
+        sizes = self.slices.sizes(module, mesh, mesh.size())
+        buffers = plan_buffers(style, module, mesh, self.buffers, sliced=sizes)
+        for part in mesh.platform.named_modules(module).values():
+            for key, shard in self.slices.shards(part, mesh, mesh.size()).items():
+                distribute_parameter(part, key, mesh, [shard])
+        shard_buffers(module, mesh, buffers)
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any) -> Any:

@@ -122,7 +122,7 @@ class StrictPlatform(LoopbackPlatform):
 
     def shard_parameter(self, module, name, local, sharding):
         super().shard_parameter(module, name, _open(local), sharding)
-        parameter = module.own_parameters[name]
+        parameter = (module.own_buffers if name in module.own_buffers else module.own_parameters)[name]
         parameter.bound = StrictTensor(parameter.value)
 
     def assign(self, parameter, value):

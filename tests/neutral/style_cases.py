@@ -6,7 +6,8 @@ import gc
 import weakref
 
 import numpy as np
-from measure import relative, rows
+import pytest
+from measure import fill_weights, relative, rows
 
 import hyperep
 from hyperep.styles.expert import ExpertParallel
@@ -156,3 +157,211 @@ def shards_are_parts_of_the_first_ranks_tensor(platform):
                 expected = np.zeros_like(expected)
         assert np.array_equal(platform.to_host(local)[0], expected), placements
         assert np.array_equal(platform.to_host(gather_tensor(local, sharding))[0], whole), placements
+
+
+# ---------------------------------------------------------------------------------------------- buffers of experts
+def _mesh_of(platform, style):
+    """A style with its mesh over all ranks; tp takes two of them where both are there."""
+    ranks = platform.world_size
+    tp = {"ep": 1, "tp": ranks, "etp": 2 if ranks % 2 == 0 else 1}[style]
+    if style == "etp":
+        return hyperep.init_device_mesh(platform, (ranks // tp, tp), ("ep", "tp"))
+    return hyperep.init_device_mesh(platform, (ranks,), (style,))
+
+
+def _expert_of(platform, counts, count):
+    """The expert of each row, int64 ``[count]``, from the counts."""
+    xp = platform.xp
+    return xp.searchsorted(xp.cumulative_sum(counts), platform.arange(count), side="right")
+
+
+def _buffered(platform, buffers):
+    """Experts that scale, shift and mask their rows by buffers with an entry for each expert; 8 x [7 -> 6 -> 7]."""
+    weights = {"up": rows(60, 8, 6, 7), "down": rows(61, 8, 7, 6)}
+
+    def forward(m, x, counts):
+        experts = _expert_of(platform, counts, x.shape[0])
+        scale = platform.xp.take(m.scale, experts, axis=0)  # [N]
+        shift = platform.xp.take(m.shift, experts, axis=0)  # [N, 7]
+        on = platform.xp.take(m.on, experts, axis=0)  # [N]
+        given = x * m.temperature + platform.xp.where(on[:, None], shift, platform.xp.zeros_like(shift))
+        return platform.grouped_matmul(platform.grouped_matmul(given, m.up, counts), m.down, counts) * scale[:, None]
+
+    tensors = {name: platform.from_host(value) for name, value in weights.items()}
+    return platform.make_module(
+        "Buffered", tensors, forward, buffers={name: platform.from_host(value) for name, value in buffers.items()}
+    )
+
+
+def buffers_of_experts_are_split(platform, style):
+    """What has an entry for each expert lies where the expert does; what has none stays whole."""
+    buffers = {
+        "scale": rows(70, 8),
+        "shift": rows(71, 8, 7),
+        "on": np.arange(8) % 3 != 1,
+        "temperature": np.array(0.5, np.float32),
+    }
+    whole, sharded = (_buffered(platform, buffers) for _ in range(2))
+    mesh = _mesh_of(platform, style)
+    styles = {"ep": hyperep.ExpertParallel, "tp": hyperep.TensorParallel, "etp": hyperep.ExpertTensorParallel}
+    settings = {} if style == "ep" else {"colwise": ("up",), "rowwise": ("down",)}
+    styles[style](**settings).apply(sharded, mesh)
+    line = mesh.get_local_rank("ep") if style != "tp" else 0
+    counts = np.random.default_rng(line).integers(0, 3, 8)
+    x = rows(80 + line, int(counts.sum()), 7)
+    outputs = [platform.to_host(m(platform.from_host(x), platform.from_host(counts)))[0] for m in (whole, sharded)]
+    assert relative(outputs[1], outputs[0]) < 1e-5
+    found = platform.buffers(sharded)
+    ep = mesh.size("ep") if style != "tp" else 1
+    for name, value in buffers.items():
+        local = platform.to_host(platform.local(found[name]))[0]
+        of_experts = value.ndim and style != "tp"
+        part = len(value) // ep if of_experts else 0
+        assert np.array_equal(local, value[line * part : (line + 1) * part] if of_experts else value), name
+        sharding = platform.sharding(found[name])
+        layout = (hyperep.Shard(0), *[hyperep.Replicate()] * (mesh.ndim - 1))
+        assert (None if sharding is None else sharding.placements) == (layout if of_experts else None), name
+
+
+def buffers_that_cannot_be_decided_are_refused(platform):
+    """A size that may be the experts or the features is refused with the buffer's name, until somebody says it."""
+    mesh = _mesh_of(platform, "ep")
+
+    def experts(**buffers):
+        tensors = {name: platform.from_host(value) for name, value in buffers.items()}
+        weight = {"w": platform.from_host(rows(1, 8, 6, 8))}
+        return platform.make_module("Experts", weight, lambda m, x, counts: x, buffers=tensors)
+
+    refused = r"cannot be seen whether buffer 'b' of shape \(.*8.*\) is split, .*; say buffers={'b': Shard\(dim\)} or"
+    for shape in ((8,), (8, 3), (3, 8), (8, 8)):
+        module = experts(b=rows(2, *shape))
+        with pytest.raises(ValueError, match=refused):
+            hyperep.ExpertParallel().apply(module, mesh)
+        assert platform.sharding(platform.parameters(module)["w"]) is None, "nothing has been changed"
+        for placement, dim in ((hyperep.Replicate(), None), (hyperep.Shard(shape.index(8)), shape.index(8))):
+            module = experts(b=rows(2, *shape))
+            hyperep.ExpertParallel(buffers={"b": placement}).apply(module, mesh)
+            local = tuple(platform.local(platform.buffers(module)["b"]).shape)
+            assert local == tuple(n // platform.world_size if d == dim else n for d, n in enumerate(shape))
+    with pytest.raises(ValueError, match=r"buffers=\['c'\] match no buffer; the module has \['b'\]"):
+        hyperep.ExpertParallel(buffers={"c": hyperep.Shard(0)}).apply(experts(b=rows(2, 3)), mesh)
+    line = _mesh_of(platform, "tp")
+    module = experts(b=rows(2, 6))
+    with pytest.raises(ValueError, match=r"TensorParallel: .* 'b' of shape \(6,\) .* the size that tensor parallelism"):
+        hyperep.TensorParallel(colwise=("w",), rowwise=()).apply(module, line)
+    hyperep.TensorParallel(colwise=("w",), rowwise=(), buffers={"b": hyperep.Shard(0)}).apply(module, line)
+    assert tuple(platform.local(platform.buffers(module)["b"]).shape) == (6 // platform.world_size,)
+
+
+# -------------------------------------------------------------------------------------------------- fused weights
+HIDDEN_OF_FUSED = 8
+
+
+def _fused(platform, layout):
+    """Experts whose gate and up projections are one weight ``[E, 2 H, D]``, as many published models have them."""
+
+    def forward(m, x, counts):
+        both = platform.grouped_matmul(x, m.gate_up, counts)  # [N, 2 H]
+        if layout == "packed":
+            half = both.shape[1] // 2
+            gate, up = both[:, :half], both[:, half:]
+        else:
+            gate, up = both[:, 0::2], both[:, 1::2]
+        return platform.grouped_matmul(platform.swiglu(gate, up), m.down, counts)
+
+    shapes = {"gate_up": (4, 2 * HIDDEN_OF_FUSED, 6), "down": (4, 6, HIDDEN_OF_FUSED)}
+    module = platform.make_module("Fused", {name: platform.xp.zeros(shape) for name, shape in shapes.items()}, forward)
+    fill_weights(platform, module)
+    return module
+
+
+def fused_weights_agree_with_the_whole(platform, style, layout):
+    """Output and all gradients of fused experts that were declared; gathering a fused weight gives back the whole."""
+    from hyperep.sharding import gather_tensor
+
+    mesh = _mesh_of(platform, style)
+    whole, sharded = (_fused(platform, layout) for _ in range(2))
+    chosen = {"tp": hyperep.TensorParallel, "etp": hyperep.ExpertTensorParallel}[style]
+    chosen(colwise=("gate_up",), rowwise=("down",), **{layout: {"gate_up": 2}}).apply(sharded, mesh)
+    lines = mesh.size("ep") if style == "etp" else 1
+    line = mesh.get_local_rank("ep") if style == "etp" else 0
+    counts = [np.random.default_rng(r).integers(0, 4, 4) for r in range(lines)]
+    inputs = [rows(20 + r, int(c.sum()), 6) for r, c in enumerate(counts)]
+    cotangents = [rows(40 + r, int(c.sum()), 6) for r, c in enumerate(counts)]
+
+    def gradients(module, r):
+        handles = platform.parameters(module)
+        given = platform.from_host(counts[r])
+        out, pullback = platform.vjp(
+            lambda x: module(x, given), platform.from_host(inputs[r]), parameters=list(handles.values())
+        )
+        return (out, *pullback(platform.from_host(cotangents[r]))), handles
+
+    expected = [platform.to_host(*gradients(whole, r)[0]) for r in range(lines)]
+    (out, gradient, *weights), handles = gradients(sharded, line)
+    assert relative(platform.to_host(out)[0], expected[line][0]) < 1e-5
+    assert relative(platform.to_host(gradient)[0], expected[line][1]) < 1e-5
+    wholes = platform.parameters(whole)
+    for index, (name, handle) in enumerate(handles.items()):
+        sharding = platform.sharding(handle)
+        everything = platform.to_host(gather_tensor(weights[index], sharding))[0]
+        assert relative(everything, sum(values[2 + index] for values in expected)) < 1e-5, name
+        value, wanted = platform.to_host(gather_tensor(platform.local(handle), sharding), platform.local(wholes[name]))
+        assert np.array_equal(value, wanted), name
+
+
+FUSED = {
+    "not declared": (
+        {},
+        r"'gate_up' of shape \(4, 16, 6\) gives 16 features, but the rowwise weights \('down',\) take 8; if it holds 2 "
+        r"weights, say packed={'gate_up': 2} where .*, or interleaved={'gate_up': 2} where their rows take turns",
+    ),
+    "another number": (
+        {"packed": {"gate_up": 4}},
+        r"said to hold 4 weights, of 4 features each, but .* take 8; correct",
+    ),
+    "not colwise": (
+        {"packed": {"down": 2}},
+        r"'down' must be one of colwise=\('gate_up',\), and in one of the two only",
+    ),
+    "both": ({"packed": {"gate_up": 2}, "interleaved": {"gate_up": 2}}, "'gate_up' must be .* in one of the two only"),
+    "no number": ({"packed": {"gate_up": "2"}}, "'gate_up' holds '2' weights; give a whole number, 1 or more"),
+}
+
+
+def fused_weights_are_declared_or_refused(platform, which):
+    """What a rowwise weight takes and a colwise one gives shows that it is fused; nothing has been changed."""
+    settings, message = FUSED[which]
+    module = _fused(platform, "packed")
+    with pytest.raises(ValueError, match=message):
+        hyperep.TensorParallel(colwise=("gate_up",), rowwise=("down",), **settings).apply(
+            module, _mesh_of(platform, "tp")
+        )
+    assert all(platform.sharding(parameter) is None for parameter in platform.parameters(module).values())
+
+
+def a_packed_linear_gives_each_rank_its_part_of_each(platform):
+    """``ColwiseParallel(packed=2)``: the first half of this rank's features is its part of the first weight."""
+    from hyperep.moe import Linear
+
+    mesh = _mesh_of(platform, "tp")
+    linear = Linear(platform, 6, 16, bias=True)
+    fill_weights(platform, linear)
+    x = platform.from_host(rows(3, 5, 6))
+    whole = platform.to_host(linear(x))[0].reshape(5, 2, platform.world_size, -1)
+    out = platform.to_host(hyperep.ColwiseParallel(packed=2).apply(linear, mesh)(x))[0]
+    assert relative(out, whole[:, :, platform.rank].reshape(5, -1)) < 1e-5
+    with pytest.raises(ValueError, match=r"out=6 features .* are not divisible in each of 2 parts by the tp dimension"):
+        hyperep.ColwiseParallel(packed=2).apply(Linear(platform, 6, 6), mesh)
+
+
+def tensor_parallel_reaches_modules_below(platform):
+    """Weights that lie in a module below the experts are split as well; left whole their sum would be too large."""
+    module = _fused(platform, "packed")
+    around = platform.make_module("Around", {}, lambda m, x, counts: m.inner(x, counts), children={"inner": module})
+    counts, x = platform.from_host(np.array([2, 0, 3, 1])), platform.from_host(rows(9, 6, 6))
+    expected = platform.to_host(around(x, counts))[0]
+    hyperep.TensorParallel(colwise=("gate_up",), rowwise=("down",), packed={"gate_up": 2}).apply(
+        around, _mesh_of(platform, "tp")
+    )
+    assert relative(platform.to_host(around(x, counts))[0], expected) < 1e-5

@@ -151,16 +151,16 @@ def sharding_of(parameter: Parameter) -> Sharding | None:
 
 
 def shard_parameter(cell: nn.Cell, name: str, local: Tensor, sharding: Sharding) -> None:
-    """Replace the direct parameter *name* by its shard, under the same name.
+    """Replace the direct parameter or buffer *name* by its shard, under the same name.
 
     Raises:
         ValueError: the cell has no such parameter of its own.
     """
-    direct = {key: p for key, p in cell.parameters_and_names(expand=False) if p.requires_grad}
+    direct = dict(cell.parameters_and_names(expand=False))
     if name not in direct:
         raise ValueError(f"{type(cell).__name__} has no parameter {name!r} of its own; it has {sorted(direct)}")
     # A copy: a slice would keep the memory of the whole parameter.
-    shard = Parameter(local.contiguous().copy(), name=direct[name].name)
+    shard = Parameter(local.contiguous().copy(), name=direct[name].name, requires_grad=direct[name].requires_grad)
     setattr(cell, name, _with_layout(shard, sharding))
 
 

@@ -64,6 +64,25 @@ def bad_input(platform):
         dispatch_cases.errors_name_world_ranks(platform)
 
 
+def partitions(platform):
+    """The core's cases of buffers and fused weights."""
+    import style_cases
+
+    for style in ("ep", "tp", "etp"):
+        if style != "tp" or platform.world_size == 2:  # 6 features
+            style_cases.buffers_of_experts_are_split(platform, style)
+    if platform.world_size == 2:
+        style_cases.buffers_that_cannot_be_decided_are_refused(platform)
+    for style in ("tp", "etp"):
+        for layout in ("packed", "interleaved"):
+            style_cases.fused_weights_agree_with_the_whole(platform, style, layout)
+    style_cases.tensor_parallel_reaches_modules_below(platform)
+
+
+def test_buffers_and_fused_weights(ranks):
+    ranks.run("test_parity:partitions", {}, deadline=DEADLINE)
+
+
 def test_bad_input_on_one_rank_raises_on_all(ranks):
     ranks.run("test_parity:bad_input", {}, deadline=DEADLINE)
 

@@ -9,13 +9,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hyperep_torch.kept_state import KeepsState
 from hyperep_torch.linear import linear_forward
 from hyperep_torch.local_parts import local_part
 from hyperep_torch.opened import OpensItself, call_opened, own_parts
 
-__all__ = ["LocalView", "NeutralModule", "OpensItself", "WrappedForward", "wrap_forward"]
+__all__ = [
+    "LocalView",
+    "NeutralModule",
+    "OpensItself",
+    "WrappedForward",
+    "own_copy",
+    "replace_by_shard",
+    "wrap_forward",
+]
 
 
 class NeutralModule(OpensItself, KeepsState, nn.Module):
@@ -101,6 +110,28 @@ def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
         # Somebody has set a forward on the instance, which would hide the class's; it becomes the innermost part.
         module._forward_wrappers = (*module._forward_wrappers, lambda inner, *inputs, **kwargs: own(*inputs, **kwargs))
     module._forward_wrappers = (*module._forward_wrappers, wrapper)
+
+
+def own_copy(local: torch.Tensor) -> torch.Tensor:
+    """A copy, because a slice would keep the memory of the whole parameter."""
+    return local.detach().clone(memory_format=torch.contiguous_format)
+
+
+def replace_by_shard(module: nn.Module, name: str, make: Callable[[], DTensor]) -> None:
+    """Put a DTensor in the place of a module's own parameter or buffer *name*.
+
+    Raises:
+        ValueError: the module has none of that name.
+    """
+    parameters, buffers = (dict(named(recurse=False)) for named in (module.named_parameters, module.named_buffers))
+    if name in buffers:
+        module.register_buffer(name, make(), persistent=name not in module._non_persistent_buffers_set)
+        return
+    if name not in parameters:
+        raise ValueError(
+            f"{type(module).__name__} has no parameter {name!r} of its own; it has {sorted(parameters | buffers)}"
+        )
+    module.register_parameter(name, nn.Parameter(make(), requires_grad=parameters[name].requires_grad))
 
 
 @functools.cache

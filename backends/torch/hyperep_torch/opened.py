@@ -16,14 +16,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
-from hyperep_torch.local_parts import local_parts
+from hyperep_torch.local_parts import local_part, local_parts
 
 __all__ = ["OpensItself", "call_opened", "mark_shard", "own_parts"]
 
 _SHARDS = "_hyperep_shards"
-"""Attribute of a module: the names of its own parameters that hyperep has sharded."""
+"""Attribute of a module: the names of its own parameters and buffers that hyperep has sharded."""
 
-_OWN = ("_parameters", "_modules")
+_OWN = ("_parameters", "_buffers", "_modules")
 """What a stand-in does not share with its module."""
 
 
@@ -32,7 +32,7 @@ class OpensItself:
 
 
 def mark_shard(module: nn.Module, name: str) -> None:
-    """Note that the parameter *name* of *module* was sharded here, and not by a tool that wants DTensors."""
+    """Note that the parameter or buffer *name* of *module* was sharded here, and not by a tool that wants DTensors."""
     module.__dict__[_SHARDS] = (*module.__dict__.get(_SHARDS, ()), name)
 
 
@@ -70,15 +70,17 @@ def _stand_in(module: nn.Module) -> nn.Module:
         # A child under FSDP2 gathers its parameters when it is called, and so is opened then.
         if child is not None and not isinstance(child, FSDPModule) and (stand_in := _stand_in(child)) is not child
     }
-    parts = {}
+    parts, buffers = {}, {}
     if _SHARDS in module.__dict__:
         shards = module.__dict__[_SHARDS]
         parts = {name: part for name, part in own_parts(module).items() if name in shards}
-    if not parts and not children:
+        buffers = {name: local_part(module._buffers[name]) for name in shards if name in module._buffers}
+    if not parts and not buffers and not children:
         return module
     stand_in = object.__new__(type(module))
     stand_in.__dict__.update(module.__dict__)
     stand_in.__dict__["_parameters"] = {**module._parameters, **parts}
+    stand_in.__dict__["_buffers"] = {**module._buffers, **buffers}
     stand_in.__dict__["_modules"] = {**module._modules, **children}
     return stand_in
 
@@ -87,6 +89,12 @@ def _write_back(stand_in: nn.Module, module: nn.Module) -> None:
     for name, value in stand_in.__dict__.items():
         if name not in _OWN and module.__dict__.get(name, _OWN) is not value:
             module.__dict__[name] = value
+    for name, buffer in stand_in._buffers.items():
+        held = module._buffers.get(name)
+        if not isinstance(held, DTensor):
+            module._buffers[name] = buffer
+        elif buffer is not None and buffer.data_ptr() != held.to_local().data_ptr():
+            module._buffers[name] = DTensor.from_local(buffer, held.device_mesh, held.placements, run_check=False)
     for name, child in stand_in._modules.items():
         original = module._modules.get(name)
         if original is not None and child is not None and child is not original:

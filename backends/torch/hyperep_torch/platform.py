@@ -213,13 +213,7 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     def shard_parameter(  # noqa: D102
         self, module: nn.Module, name: str, local: torch.Tensor, sharding: Sharding
     ) -> None:
-        direct = dict(module.named_parameters(recurse=False))
-        if name not in direct:
-            raise ValueError(f"{type(module).__name__} has no parameter {name!r} of its own; it has {sorted(direct)}")
-        # A copy: a slice would keep the memory of the whole parameter.
-        shard = local.detach().clone(memory_format=torch.contiguous_format)
-        distributed = self._meshes.from_local(shard, sharding)
-        module.register_parameter(name, nn.Parameter(distributed, requires_grad=direct[name].requires_grad))
+        modules.replace_by_shard(module, name, lambda: self._meshes.from_local(modules.own_copy(local), sharding))
         mark_shard(module, name)
 
     def from_local(self, local: torch.Tensor, sharding: Sharding) -> DTensor:  # noqa: D102

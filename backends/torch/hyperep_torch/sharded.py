@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed import tensor as dtensor
 from torch.distributed.device_mesh import DeviceMesh as NativeMesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
@@ -24,6 +25,8 @@ __all__ = ["Meshes", "from_native_placement", "to_native_placement"]
 def to_native_placement(placement: Placement) -> Any:
     """PyTorch's placement of the same meaning."""
     if isinstance(placement, Shard):
+        if placement.parts > 1:
+            return _StridedShard(placement.dim, split_factor=placement.parts)
         return dtensor.Shard(placement.dim)
     if isinstance(placement, Partial):
         return dtensor.Partial(placement.reduce_op)
@@ -46,6 +49,17 @@ def from_native_placement(placement: Any) -> Placement:
     raise ValueError(
         f"the placement {placement!r} of a DTensor has no counterpart in hyperep, which knows Shard, Replicate and "
         "Partial; redistribute the DTensor to these first"
+    )
+
+
+def _from_native_placements(placements: Sequence[Any]) -> tuple[Placement, ...]:
+    """The core's placements; a strided shard that is alone on its tensor dim is one of several parts."""
+    sharded = [p.dim for p in placements if isinstance(p, dtensor.Shard | _StridedShard)]
+    return tuple(
+        Shard(p.dim, parts=p.split_factor)
+        if type(p) is _StridedShard and sharded.count(p.dim) == 1
+        else from_native_placement(p)
+        for p in placements
     )
 
 
@@ -97,7 +111,7 @@ class Meshes:
         """The layout of a DTensor."""
         # A mesh that was made here may have got names that the core's does not have.
         mesh = self._made_for.get(tensor.device_mesh) or self.adopt(tensor.device_mesh)
-        return Sharding(mesh, tuple(map(from_native_placement, tensor.placements)))
+        return Sharding(mesh, _from_native_placements(tensor.placements))
 
     def from_local(self, local: torch.Tensor, sharding: Sharding) -> DTensor:
         """The DTensor of which this rank holds *local*."""

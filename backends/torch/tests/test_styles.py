@@ -39,3 +39,83 @@ def test_scores_agree(platform, name):
 
 def test_small_sigmoids_keep_their_digits(platform):
     score_cases.small_sigmoids_keep_their_digits(platform)
+
+
+@pytest.mark.parametrize(("style", "fixture"), [("ep", "two"), ("tp", "two"), ("etp", "four")])
+def test_buffers_of_experts_are_split(request, style, fixture):
+    request.getfixturevalue(fixture).run(style_cases.buffers_of_experts_are_split, style)
+
+
+def test_buffers_that_cannot_be_decided_are_refused(two):
+    two.run(style_cases.buffers_that_cannot_be_decided_are_refused)
+
+
+@pytest.mark.parametrize("layout", ["packed", "interleaved"])
+@pytest.mark.parametrize(("style", "fixture"), [("tp", "two"), ("tp", "four"), ("etp", "four")])
+def test_fused_weights_agree_with_the_whole(request, style, layout, fixture):
+    request.getfixturevalue(fixture).run(style_cases.fused_weights_agree_with_the_whole, style, layout)
+
+
+def test_a_packed_linear_gives_each_rank_its_part_of_each(two):
+    two.run(style_cases.a_packed_linear_gives_each_rank_its_part_of_each)
+
+
+def test_tensor_parallel_reaches_modules_below(two):
+    two.run(style_cases.tensor_parallel_reaches_modules_below)
+
+
+def _packed(platform, folder):
+    """A packed weight is a DTensor that PyTorch gathers, clips and trains; its distributed checkpoints refuse it."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.tensor import DTensor
+
+    import hyperep
+
+    module = style_cases._fused(platform, "packed")
+    whole = module.gate_up.detach().clone()
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("tp",))
+    hyperep.TensorParallel(colwise=("gate_up",), rowwise=("down",), packed={"gate_up": 2}).apply(module, mesh)
+    weight = module.gate_up
+    assert isinstance(weight, DTensor)
+    assert torch.equal(weight.full_tensor(), whole)
+    assert platform.sharding(weight).placements == (hyperep.Shard(1, parts=2),)
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    weight.to_local().square().sum().backward()
+    norm = torch.nn.utils.clip_grad_norm_([weight], 1e9).full_tensor()
+    assert abs(norm / (2 * whole).norm() - 1) < 1e-5
+    optimizer.step()
+    reference = torch.nn.Parameter(whole.clone())
+    reference.square().sum().backward()
+    torch.optim.AdamW([reference], lr=0.1).step()
+    assert torch.allclose(weight.full_tensor(), reference, rtol=1e-5)
+    with pytest.raises(dcp.api.CheckpointException, match="overlapping chunks"):
+        dcp.save({"weight": weight}, checkpoint_id=folder)
+
+
+def test_a_packed_weight_is_a_dtensor(two, tmp_path):
+    two.run(_packed, str(tmp_path))
+
+
+def _buffer(platform):
+    """A split buffer is a DTensor and saved as the whole one was; one that was not saved still is not."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    import hyperep
+
+    module = torch.nn.Module()
+    module.register_parameter("w", torch.nn.Parameter(torch.ones(4, 3, 2)))
+    module.register_buffer("scale", torch.arange(4.0))
+    module.register_buffer("cache", torch.arange(4), persistent=False)
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    hyperep.ExpertParallel().apply(module, mesh)
+    assert isinstance(module.scale, DTensor)
+    assert isinstance(module.cache, DTensor)
+    assert sorted(module.state_dict()) == ["scale", "w"]
+    assert module.state_dict()["scale"].full_tensor().tolist() == [0, 1, 2, 3]
+    assert not module.cache.requires_grad
+
+
+def test_a_split_buffer_is_saved_as_before(two):
+    two.run(_buffer)

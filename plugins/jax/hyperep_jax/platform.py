@@ -176,7 +176,8 @@ class JaxPlatform(PlatformBase[jax.Array]):
         parameter.set(autodiff.value(value))
 
     def shard_parameter(self, module: Module, name: str, local: jax.Array, sharding: Sharding) -> None:  # noqa: D102
-        module.parameters[name] = Parameter(value(local), sharding)
+        held = module.buffers if name in module.buffers else module.parameters
+        held[name] = Parameter(value(local), sharding)
 
     def wrap_forward(self, module: Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
         module.wrappers.append(wrapper)
