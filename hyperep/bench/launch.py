@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from hyperep.bench.program import run
 from hyperep.bench.shapes import Shape
-from hyperep.launch import Launcher
+from hyperep.launch import Launcher, run_on_ranks
+from hyperep.launch.joined import watched_steps
+from hyperep.launch.tasks import refuse_tasks
+from hyperep.launch.timeout import step_timeout
 from hyperep.platform.reference import resolve
 from hyperep.platform.selection import get_platform, select, use_platform
 
@@ -38,6 +42,7 @@ def start(
         ValueError: the experts of a shape do not divide by the ranks, or the ranks do not fit the launch.
         PlatformError: there is no such platform, a rank failed or did not start.
     """
+    timeout = step_timeout()
     spec = select(platform_name).spec
     assert spec is not None, "a viable candidate has a spec"
     launcher = resolve(spec.launcher) if spec.launcher else None
@@ -55,8 +60,10 @@ def start(
                     f"ranks={ranks}, but this process is one of {platform.world_size} that were launched already; "
                     "leave out --ranks, or start hyperep bench outside that launch"
                 )
-            records = run(platform, **arguments)
+            with watched_steps(platform.rank, timeout):
+                records = run(platform, **arguments)
             return records if platform.rank == 0 else None
+    refuse_tasks(os.environ, f"platform {spec.name!r}", "start one task, and name the ranks with --ranks")
     ranks = (2 if launcher is not None else 1) if ranks is None else ranks
     if ranks < 1 or (ranks > 1 and launcher is None):
         raise ValueError(f"ranks={ranks}: platform {spec.name!r} takes {'at least 1' if launcher else 'exactly 1'}")
@@ -65,5 +72,5 @@ def start(
     if launcher is None:
         with use_platform(get_platform(spec.name)) as platform:
             return run(platform, **arguments)
-    found: list[dict[str, Any]] = launcher.run(spec.name, PROGRAM, arguments, ranks)
+    found: list[dict[str, Any]] = run_on_ranks(launcher, spec.name, PROGRAM, arguments, ranks, timeout=timeout)
     return found

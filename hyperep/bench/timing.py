@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hyperep.launch import step_done
 from hyperep.platform.protocol import Platform
 
 __all__ = ["interleaved", "wait"]
@@ -40,6 +41,7 @@ def interleaved(
             wait(platform, contestants[order[place]]())
             if repetition >= 0:
                 times[repetition, place] = time.perf_counter() - begin
+            step_done()
     progress(warmup + repetitions, warmup + repetitions)
     slowest = platform.to_host(platform.all_reduce(platform.from_host(times.astype(np.float32)), op="max"))[0]
     return {name: slowest[:, i].astype(np.float64) * 1e3 for i, name in enumerate(order)}

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from hyperep.cli.commands import COMMANDS, Command
-from hyperep.platform.errors import PlatformError
+from hyperep.launch.interruption import Interrupted, interruptible
+from hyperep.platform.errors import PlatformError, RankFailure
 from hyperep.platform.reference import resolve
 
 __all__ = ["TRACEBACK_VARIABLE", "main"]
@@ -25,19 +27,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit status: 0 if all is well; 1 if the command says that something it checked is not; 2 for wrong usage, and for
     errors about what the user gave or what is installed (``ValueError``, ``OSError``, ``PlatformError``), which print
-    as one message. ``--traceback``, anywhere in the line, shows them whole.
+    as one message. ``--traceback``, anywhere in the line, shows them whole. A signal that asks to end gives one line,
+    and 128 more than its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     whole = "--traceback" in given or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
     given = [argument for argument in given if argument != "--traceback"]
     try:
-        _run(given)
+        with interruptible((signal.SIGINT,)):
+            _run(given)
+    except Interrupted as end:
+        _leave(f"hyperep: {end}", end.status)
     except (ValueError, OSError, PlatformError) as error:
-        if whole:
+        if whole and not isinstance(error, RankFailure):
             raise
         message = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
-        print(f"hyperep: error: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
+        if isinstance(error, RankFailure):
+            # Where ranks stood is theirs, not this process's; and all of it is too much for a screen.
+            message = error.details if whole else _with_way_to_more(message)
+        _leave(f"hyperep: error: {message}", 2)
+
+
+def _with_way_to_more(message: str) -> str:
+    """A report of ranks, which ends with the cause, with a line before that one."""
+    *lines, cause = message.split("\n")
+    return "\n".join([*lines, f"--- more of every rank: --traceback, or {TRACEBACK_VARIABLE}=1", cause])
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    """End with *message*, on a line of its own and with the cursor that a progress bar may have hidden."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K\x1b[?25h", end="", file=sys.stderr)
+    print(message, file=sys.stderr)
+    raise SystemExit(status) from None
 
 
 def _run(arguments: list[str]) -> None:

@@ -30,6 +30,12 @@ def bench(
         bool | None,
         typer.Option(help="Compare with the naive way, which takes its time.", show_default="without --sweep: naive"),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a repetition may take before all is given up.", show_default="$HYPEREP_TIMEOUT or 600"
+        ),
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="Vary one thing and draw a picture: experts, tokens, ranks or skew.")
     ] = None,
@@ -53,19 +59,21 @@ def bench(
     from hyperep.bench.report import notes, table
     from hyperep.bench.shapes import preset
     from hyperep.bench.sweep import swept
+    from hyperep.launch.timeout import use_timeout
 
     # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
     naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
     shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
     path = None
-    if sweep is None:
-        records = start(shapes, **how)
-    elif len(shapes) == 1:
-        path = picture or f"bench-{sweep}.svg"
-        records = swept(sweep, shapes[0], path, **how)
-    else:
+    if sweep is not None and len(shapes) > 1:
         raise ValueError(f"--sweep begins from one shape, but {len(shapes)} were given; leave all but one out")
+    with use_timeout(timeout):
+        if sweep is None:
+            records = start(shapes, **how)
+        else:
+            path = picture or f"bench-{sweep}.svg"
+            records = swept(sweep, shapes[0], path, **how)
     if records is None:
         return
     if as_json:

@@ -46,6 +46,12 @@ def train(
     out: Annotated[str | None, _option("out", "Directory for metrics, pictures, report and checkpoint.")] = None,
     save_every: Annotated[int | None, _option("save_every", "Steps between checkpoints; 0: one, at the end.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on from the checkpoint in the directory of this run.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a step may take before the run is given up.", show_default="$HYPEREP_TIMEOUT or 600"
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Take each step unsharded as well, and fail if the two differ.")
     ] = False,
@@ -55,6 +61,7 @@ def train(
     The same seed gives the same losses on every platform and any number of ranks.
     """
     # Here, so that the help of this command needs neither NumPy nor what writes files.
+    from hyperep.launch.timeout import use_timeout
     from hyperep.train.launch import start
     from hyperep.train.resume import settings_for
 
@@ -65,7 +72,8 @@ def train(
         **{"style": style, "tp": tp, "out": out, "save_every": save_every, "verify": verify or None},
     }
     settings = settings_for({name: value for name, value in options.items() if value is not None}, resume)
-    summary = start(settings, platform_name=platform, ranks=ranks)
+    with use_timeout(timeout):
+        summary = start(settings, platform_name=platform, ranks=ranks)
     console = Console(soft_wrap=True, highlight=False)
     for line in summary["lines"]:
         console.print(line, markup=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hyperep.launch.launcher import Launcher
+from hyperep.launch import Launcher, LaunchPlan, RankProcess
 from hyperep.platform.candidate import Candidate, State
 from hyperep.platform.capabilities import complete
 from hyperep.platform.reference import resolve
@@ -70,9 +70,7 @@ class _OneRank(Launcher):
     def joined(self) -> bool:
         return False
 
-    def plan(self, ranks: int):  # type: ignore[no-untyped-def]
-        from hyperep.launch.launcher import LaunchPlan, RankProcess
-
+    def plan(self, ranks: int) -> LaunchPlan:
         if ranks != 1:
             raise ValueError(
                 f"{ranks} ranks were asked for, but the platform's spec names no launcher: only 1 can be run"

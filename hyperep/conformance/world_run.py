@@ -121,7 +121,7 @@ class WorldRun:
         return Judgement(Verdict.BLOCKED, f"blocked by {root}")
 
     def _rank_failure(self, failure: RankFailure) -> Judgement:
-        headline, _, rest = str(failure).partition("\n")
+        headline, _, rest = failure.details.partition("\n")
         own = [end for end in failure.ends if end.end is End.FINISHED and end.result and _failed(end.result)]
         if failure.rank is None and own:
             # Not the deadline is the fault, but the rank that raised and left the others waiting.

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Pipe
 from typing import IO, Any
 
-from hyperep.launch.launcher import Auxiliary, RankProcess
 from hyperep.launch.messages import Hello
+from hyperep.launch.plan import Auxiliary, RankProcess
+from hyperep.launch.steps import StepCounts
 from hyperep.launch.worker import STACKS_SIGNAL
 
 __all__ = ["Helper", "Hosted"]
@@ -32,6 +33,14 @@ _BOOT_GUARD = (
 )
 _TAIL = 4000
 """Characters shown of what a process printed."""
+_DUMP = 100_000
+"""Characters kept of where its threads stood; a rank has many, and the interesting one may come first."""
+_CRASHES = frozenset(
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")
+    if hasattr(signal, name)
+)
+"""Signals by which a process ends that did something wrong itself."""
 
 
 class Child:
@@ -54,6 +63,17 @@ class Child:
     def returncode(self) -> int | None:
         """Its exit status, or ``None`` while it runs."""
         return self._popen.poll()
+
+    def stopped_by(self) -> str:
+        """Name of the signal by which it is stopped at this moment; empty if it is not, or this system cannot say."""
+        if not hasattr(os, "waitid"):
+            return ""
+        try:
+            state = os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return ""
+        # A process in a debugger is trapped, which is none of our business.
+        return signal.Signals(state.si_status).name if state is not None and state.si_code == os.CLD_STOPPED else ""
 
     def printed(self) -> str:
         """The end of what it printed, if that was kept."""
@@ -79,22 +99,24 @@ class Child:
 class Helper(Child):
     """An auxiliary process."""
 
-    def __init__(self, auxiliary: Auxiliary) -> None:
+    def __init__(self, auxiliary: Auxiliary, shared: Mapping[str, str]) -> None:
         self.name = auxiliary.name
         guard = [sys.executable, "-c", _BOOT_GUARD, json.dumps(_search_path()), str(os.getpid())]
-        super().__init__([*guard, *auxiliary.command], auxiliary.environment, True, ())
+        super().__init__([*guard, *auxiliary.command], {**shared, **auxiliary.environment}, True, ())
 
 
 class Hosted(Child):
     """A process of ranks."""
 
-    def __init__(self, process: RankProcess, hello: Hello, quiet: bool) -> None:
+    def __init__(self, process: RankProcess, hello: Hello, quiet: bool, shared: Mapping[str, str]) -> None:
         self.ranks = process.ranks
         self._stacks: IO[bytes] = _scratch()
+        self._steps: IO[bytes] = _scratch()
+        self._counts = StepCounts(self._steps.fileno())
         self.channel, theirs = Pipe()
-        numbers = [os.getpid(), theirs.fileno(), self._stacks.fileno()]
+        numbers = [os.getpid(), theirs.fileno(), self._stacks.fileno(), self._steps.fileno()]
         command = [sys.executable, "-c", _BOOT, json.dumps(_search_path()), *map(str, numbers)]
-        super().__init__(command, process.environment, quiet, numbers[1:])
+        super().__init__(command, {**shared, **process.environment}, quiet, numbers[1:])
         theirs.close()  # or the end of the child would not be the end of the channel
         self.send(hello)
 
@@ -103,8 +125,12 @@ class Hosted(Child):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.channel.send(message)
 
+    def steps(self) -> dict[int, int]:
+        """How many steps each of its ranks has done."""
+        return {rank: self._counts.read(position) for position, rank in enumerate(self.ranks)}
+
     def ask_for_stacks(self) -> None:
-        """Have the process write where its threads stand, if it lives."""
+        """Have the process write where its threads stand, if it lives and runs."""
         if self.returncode() is None:
             before = os.fstat(self._stacks.fileno()).st_size
             os.kill(self._popen.pid, STACKS_SIGNAL)
@@ -115,20 +141,25 @@ class Hosted(Child):
 
     def stacks(self) -> str:
         """What it wrote there, also when it crashed."""
-        return _tail(self._stacks)
+        return _tail(self._stacks, _DUMP)
 
-    def epitaph(self) -> str:
-        """How the process ended."""
+    def epitaph(self) -> tuple[str, bool]:
+        """How the process ended, and whether somebody else must have ended it."""
         self.wait(time.monotonic() + 1.0)
         status = self.returncode()
-        if status is not None and status < 0:
-            return f"killed by {signal.Signals(-status).name}"
-        return f"exited with status {status} in the middle of a task"
+        if status is None or status >= 0:
+            return f"exited with status {status} in the middle of a task", False
+        name = signal.Signals(-status).name
+        if -status in _CRASHES:
+            return f"crashed with {name}", False
+        by = ", from outside" if -status != signal.SIGKILL else ", from outside (by hand, or for lack of memory)"
+        return f"killed by {name}{by}", True
 
     def kill(self) -> None:  # noqa: D102
         super().kill()
         self.channel.close()
         self._stacks.close()
+        self._steps.close()
 
 
 def _scratch() -> IO[bytes]:
@@ -139,7 +170,7 @@ def _search_path() -> list[str]:
     return [os.path.abspath(entry) for entry in sys.path]
 
 
-def _tail(file: IO[bytes]) -> str:
+def _tail(file: IO[bytes], characters: int = _TAIL) -> str:
     size = os.fstat(file.fileno()).st_size
-    data = os.pread(file.fileno(), _TAIL, max(0, size - _TAIL))
+    data = os.pread(file.fileno(), characters, max(0, size - characters))
     return data.decode(errors="replace")

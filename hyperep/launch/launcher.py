@@ -1,49 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a platform's plugin says about starting ranks: a ``Launcher``, named in its ``PlatformSpec``.
 
-A *program* is a ``"module:function"`` string. Every rank calls ``function(platform, **arguments)`` with its own
-platform, which is also the platform in scope; the value that rank 0 returns is the value of the run. Arguments and
-results are plain data (what ``json`` can hold).
+A launcher describes; it starts nothing. :func:`hyperep.launch.run_on_ranks` starts what it describes, and ends it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Auxiliary", "LaunchPlan", "Launcher", "RankProcess"]
+from hyperep.launch.plan import LaunchPlan, RankProcess
 
+__all__ = ["MEETING_VARIABLE", "Launcher"]
 
-@dataclass(frozen=True, kw_only=True)
-class RankProcess:
-    """A process to start, and the ranks that live in it: one, or several where ranks are threads."""
-
-    ranks: tuple[int, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables to set on top of the parent's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Auxiliary:
-    """A process that ranks need beside them, such as a scheduler: started before them and ended after them."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchPlan:
-    """The processes of one launch."""
-
-    processes: tuple[RankProcess, ...]
-    auxiliaries: tuple[Auxiliary, ...] = ()
+MEETING_VARIABLE = "HYPEREP_MEETING"
+"""Environment variable of every process of a started world: a folder that nobody else can read, where ranks can meet
+by files. A world has one of its own, which is gone when it ends."""
 
 
 class Launcher(ABC):
     """How ranks of one platform come to life. An instance is pickled into the processes that it plans."""
+
+    threads = False
+    """Whether ranks are threads, so that a world of any size can live in the process that asks for it."""
 
     @abstractmethod
     def joined(self) -> bool:
@@ -51,7 +31,11 @@ class Launcher(ABC):
 
     @abstractmethod
     def plan(self, ranks: int) -> LaunchPlan:
-        """The processes that make a world of *ranks* ranks on this machine, with ports that are free now."""
+        """The processes that make a world of *ranks* ranks on this machine.
+
+        They must listen on this machine's loopback address alone. Where they meet on a port, take one that is free
+        now: should somebody else have it when the ranks want it, another plan is asked for.
+        """
 
     def host(self, process: RankProcess, function: Callable[[Any], Any], platform_name: str) -> list[Any]:
         """Inside a started process: call *function* with the platform of each of its ranks; return the results."""
@@ -60,22 +44,3 @@ class Launcher(ABC):
         platform = get_platform(platform_name)
         with use_platform(platform):
             return [function(platform)]
-
-    def run(
-        self,
-        platform_name: str,
-        program: str,
-        arguments: Mapping[str, Any],
-        ranks: int,
-        *,
-        deadline: float | None = None,
-    ) -> Any:
-        """Run *program* on a new world of *ranks* ranks and return what rank 0 returned.
-
-        Raises:
-            RankFailure: a rank raised, died, never started, or was not done by *deadline* (seconds; ``None`` waits as
-                long as the ranks live). It names the rank and holds its traceback; no process is left behind.
-        """
-        from hyperep.launch.processes import run_processes
-
-        return run_processes(self, platform_name, program, arguments, ranks, deadline=deadline)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hyperep.launch.launcher import Launcher, RankProcess
+from hyperep.launch.launcher import Launcher
+from hyperep.launch.plan import RankProcess
 
 __all__ = ["Finished", "Hello", "Raised", "Ready", "Task", "raised"]
 
@@ -38,6 +39,8 @@ class Ready:
     """A rank has its platform and waits for tasks."""
 
     rank: int
+    thread: int
+    """``threading.get_ident()`` of the thread that it is."""
 
 
 @dataclass(frozen=True)

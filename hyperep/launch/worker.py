@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import pkgutil
 import queue
@@ -14,6 +15,7 @@ from typing import Any
 
 from hyperep.launch.lifeline import die_with_parent, end_process_group
 from hyperep.launch.messages import Finished, Hello, Ready, Task, raised
+from hyperep.launch.steps import StepCounts, counting_steps
 
 __all__ = ["STACKS_SIGNAL", "main"]
 
@@ -21,26 +23,28 @@ STACKS_SIGNAL = signal.SIGUSR1
 """Makes a rank process write the stack of each of its threads, also while it is stuck in native code."""
 
 
-def main(parent: int, channel: int, stacks: int) -> None:
+def main(parent: int, channel: int, stacks: int, steps: int) -> None:
     """Host ranks until the parent says that there are no more tasks, or is gone.
 
     Args:
         parent: process id of the starter.
         channel: file descriptor of this end of the socket pair.
         stacks: file descriptor of the file for stack dumps.
+        steps: file descriptor of the file where ranks count their steps.
     """
     die_with_parent(parent)
     os.set_inheritable(channel, False)
     faulthandler.enable(stacks, all_threads=True)
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
-    _Worker(Connection(channel)).serve()
+    _Worker(Connection(channel), StepCounts(steps)).serve()
 
 
 class _Worker:
     """The ranks of one process, one of which may run per thread, behind one channel."""
 
-    def __init__(self, channel: Connection) -> None:
+    def __init__(self, channel: Connection, counts: StepCounts) -> None:
         self._channel = channel
+        self._counts = counts
         self._sending = threading.Lock()
         self._hello: Hello = channel.recv()
         self._tasks: dict[int, queue.SimpleQueue[Task | None]] = {
@@ -68,7 +72,12 @@ class _Worker:
 
     def _rank(self, platform: Any) -> None:
         """The life of one rank."""
-        self._send(Ready(platform.rank))
+        self._send(Ready(platform.rank, threading.get_ident()))
+        position, steps = self._hello.process.ranks.index(platform.rank), itertools.count(1)
+        with counting_steps(lambda: self._counts.write(position, next(steps))):
+            self._tasks_of(platform)
+
+    def _tasks_of(self, platform: Any) -> None:
         while (task := self._tasks[platform.rank].get()) is not None:
             try:
                 result = pkgutil.resolve_name(task.program)(platform, **task.arguments)

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyperep.launch.clock import RunningClock
+from hyperep.launch.timeout import step_timeout
+
 __all__ = ["CollectiveTimeout", "Exchange", "WorldEnded"]
+
+
+_POLL = 1.0
+"""Seconds between two looks at the clock: it must notice that the process was suspended."""
 
 
 class CollectiveTimeout(RuntimeError):
@@ -36,10 +42,13 @@ class Exchange:
     or the deadline is over.
     """
 
-    def __init__(self, world_size: int, deadline: float = 60.0) -> None:
-        """Make the meeting place of *world_size* ranks, which wait at most *deadline* seconds for each other."""
+    def __init__(self, world_size: int, deadline: float | None = None) -> None:
+        """Make the meeting place of *world_size* ranks, which wait at most *deadline* seconds for each other.
+
+        By default as long as ``HYPEREP_TIMEOUT`` says. Seconds in which the process is suspended do not count.
+        """
         self.world_size = world_size
-        self.deadline = deadline
+        self.deadline = step_timeout() if deadline is None else deadline
         self._changed = threading.Condition()
         self._meetings: dict[Hashable, _Meeting] = {}
         self._failure: tuple[int, BaseException] | None = None
@@ -60,7 +69,7 @@ class Exchange:
 
     def _collect(self, key: tuple[tuple[int, ...], Hashable], rank: int) -> list[Any]:
         members = key[0]
-        end = time.monotonic() + self.deadline
+        waited = RunningClock()
         with self._changed:
             meeting = self._meetings[key]
             while len(meeting.payloads) < len(members):
@@ -68,7 +77,7 @@ class Exchange:
                     failed, error = self._failure
                     raise WorldEnded(f"rank {rank} stopped: rank {failed} failed with {type(error).__name__}: {error}")
                 absent = set(members) - set(meeting.payloads)
-                remaining = end - time.monotonic()
+                remaining = self.deadline - waited()
                 if remaining <= 0 or absent & self._ended:
                     why = (
                         f"{self.deadline:g} s are over" if remaining <= 0 else f"ranks {sorted(self._ended)} have ended"
@@ -77,7 +86,7 @@ class Exchange:
                         f"rank {rank} in {meeting.operations[rank]!r} of group {members}: {why}, and ranks "
                         f"{sorted(absent)} never issued it; collectives must be issued in the same order on all ranks"
                     )
-                self._changed.wait(remaining)
+                self._changed.wait(min(remaining, _POLL))
             meeting.taken += 1
             if meeting.taken == len(members):
                 del self._meetings[key]

@@ -42,10 +42,12 @@ class PlatformPassedOver(UserWarning):
 
 
 class RankFailure(PlatformError):
-    """One rank of a launch failed, died or hung; the message names it and where every rank stood."""
+    """One rank of a launch failed, died or hung; the message names it, and says in a line how each other one ended."""
 
-    def __init__(self, message: str, *, rank: int | None = None, ends: tuple[Any, ...] = ()) -> None:
+    def __init__(self, message: str, *, details: str = "", rank: int | None = None, ends: tuple[Any, ...] = ()) -> None:
         super().__init__(message)
+        self.details = details or message
+        """All that is known: whole tracebacks, and where every thread of every rank stood."""
         self.rank = rank
         """The rank that failed first; ``None`` where none failed by itself, as at a deadline."""
         self.ends = ends

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from hyperep.launch import Launcher
+from hyperep.launch import Launcher, run_on_ranks
+from hyperep.launch.joined import watched_steps
+from hyperep.launch.tasks import refuse_tasks
+from hyperep.launch.timeout import step_timeout
 from hyperep.platform.reference import resolve
 from hyperep.platform.selection import get_platform, select, use_platform
 from hyperep.train.loop import main
@@ -33,6 +37,7 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
         OSError: a file is missing.
         PlatformError: there is no such platform, a rank failed or did not start.
     """
+    timeout = step_timeout()
     spec = select(platform_name).spec
     assert spec is not None, "a viable candidate has a spec"
     launcher = resolve(spec.launcher) if spec.launcher else None
@@ -44,9 +49,11 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
                     f"ranks={ranks}, but this process is one of {platform.world_size} that were launched already; "
                     f"leave out --ranks, or start hyperep train outside that launch"
                 )
-            summary = main(platform, settings.as_dict())
+            with watched_steps(platform.rank, timeout):
+                summary = main(platform, settings.as_dict())
             return summary if platform.rank == 0 else {**summary, "lines": []}
 
+    refuse_tasks(os.environ, f"platform {spec.name!r}", "start one task, and name the ranks with --ranks")
     # Before anything is started, so that what the user got wrong is one message and not that of a failed rank.
     ranks = 1 if ranks is None else ranks
     if ranks < 1:
@@ -54,7 +61,8 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
     settings.check(ranks)
     load_text(settings.text, at_least=settings.seq_len + 1)
     if launcher is not None:
-        result: dict[str, Any] = launcher.run(spec.name, PROGRAM, {"settings": settings.as_dict()}, ranks)
+        arguments = {"settings": settings.as_dict()}
+        result: dict[str, Any] = run_on_ranks(launcher, spec.name, PROGRAM, arguments, ranks, timeout=timeout)
         return result
     if ranks > 1:
         raise ValueError(f"ranks={ranks}, but platform {spec.name!r} names no launcher and is always one rank")

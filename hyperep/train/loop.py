@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperep.launch import step_done
 from hyperep.platform.protocol import Platform
 from hyperep.sharding import whole_shape
 from hyperep.train import checkpoint
@@ -84,6 +85,7 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
                 consume(record)
             if state.step == chosen.steps or (chosen.save_every and state.step % chosen.save_every == 0):
                 checkpoint.save(out / checkpoint.DIRECTORY, platform, state, chosen)
+            step_done()
 
     verdict = reference.agree() if reference is not None else None
     summary = summarize(chosen, records, verdict)

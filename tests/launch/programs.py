@@ -3,12 +3,14 @@
 
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess
+from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess, step_done
 
 
 class Plain(Launcher):
@@ -35,6 +37,27 @@ class Unstartable(Plain):
         return super().host(process, function, platform_name)
 
 
+class Meeting(Plain):
+    """Every rank listens on the port of its plan; those of the first plans are taken already."""
+
+    def __init__(self, ports):
+        super().__init__()
+        self.ports = ports
+        self.plans = 0
+
+    def plan(self, ranks):
+        port = self.ports[self.plans]
+        self.plans += 1
+        processes = (RankProcess(ranks=(0,), environment={"PLAIN_RANK": "0", "PLAIN_PORT": str(port)}),)
+        return LaunchPlan(processes=processes)
+
+    def host(self, process, function, platform_name):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", int(os.environ["PLAIN_PORT"])))
+            listener.listen()
+            return super().host(process, function, platform_name)
+
+
 def scheduler(code):
     return Auxiliary(name="scheduler", command=(sys.executable, "-c", code))
 
@@ -59,6 +82,12 @@ def fail_on(platform, rank, wait=0.0):
     time.sleep(0 if wait == 0 else 600)
 
 
+def fail_deep(platform, rank, depth):
+    if depth:
+        return fail_deep(platform, rank, depth - 1) or depth
+    return fail_on(platform, rank)
+
+
 def die_on(platform, rank):
     if platform.rank == rank:
         time.sleep(0.2)
@@ -73,3 +102,38 @@ def stand_still_here(platform, rank):
     if platform.rank == rank:
         print("standing still", flush=True)
         time.sleep(600)
+
+
+def signal_myself_on(platform, rank, number):
+    """The rank is hit from outside; its peers notice, as by a broken connection, before anybody else does."""
+    if platform.rank == rank:
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+        time.sleep(600)
+    time.sleep(0.2)
+    raise ConnectionError("a peer has gone\nand a second line of it")
+
+
+def stop_on(platform, rank):
+    if platform.rank == rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(600)
+
+
+def steps(platform, count, seconds, stuck_on=None):
+    for _ in range(count):
+        time.sleep(seconds)
+        step_done()
+    if platform.rank == stuck_on:
+        stand_still_here(platform, stuck_on)
+    return count
+
+
+def meeting_place(platform):
+    folder = os.environ["HYPEREP_MEETING"]
+    return folder, stat.filemode(os.stat(folder).st_mode)
+
+
+def tell_and_stay(platform):
+    print(os.getpid(), flush=True)
+    time.sleep(600)

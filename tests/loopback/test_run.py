@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A world of threads: failures end all ranks with the first one's error, and nothing waits for ever."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 
 import hyperep
+from hyperep.launch import step_done
 from hyperep.loopback import LoopbackPlatform, run
 from hyperep.loopback.exchange import CollectiveTimeout, Exchange
 from hyperep.platform.errors import RankFailure
@@ -29,7 +34,7 @@ def test_a_rank_that_raises_ends_the_others():
         platform.all_reduce(np.ones(1))
 
     start = time.monotonic()
-    with pytest.raises(RankFailure, match="rank 1 of 3 failed with LookupError: no such expert") as caught:
+    with pytest.raises(RankFailure, match="rank 1 of 3 raised: LookupError: no such expert") as caught:
         run(on_rank, 3)
     assert isinstance(caught.value.__cause__, LookupError)
     assert "in on_rank" in str(caught.value), "the message has the rank's own traceback"
@@ -137,3 +142,86 @@ def test_what_is_sent_is_as_it_was_when_it_was_sent():
 def test_an_empty_world_is_refused():
     with pytest.raises(ValueError, match="world_size=0: a world has at least one rank"):
         run(lambda platform: None, 0)
+
+
+def test_a_rank_that_hangs_in_its_own_code_is_named_with_its_place():
+    """Its peers give up waiting; it does not answer, and must not keep the run from ending."""
+    let_go = threading.Event()
+
+    def on_rank(platform):
+        if platform.rank == 1:
+            let_go.wait(120)
+        platform.all_reduce(np.ones(1))
+
+    start = time.monotonic()
+    try:
+        with pytest.raises(RankFailure, match=r"rank 1 of 3 hung: rank \d in 'all_reduce.* 0.5 s are over") as caught:
+            run(on_rank, 3, deadline=0.5)
+    finally:
+        let_go.set()
+    assert time.monotonic() - start < 60
+    assert caught.value.rank == 1
+    assert "on_rank (test_run.py:" in caught.value.ends[0].place
+
+
+def test_the_deadline_of_a_step_names_the_rank_that_does_none():
+    let_go = threading.Event()
+
+    def on_rank(platform):
+        for _ in range(3):
+            platform.all_reduce(np.ones(1))
+            step_done()
+        if platform.rank == 1:
+            let_go.wait(120)
+        platform.all_reduce(np.ones(1))
+
+    try:
+        with pytest.raises(
+            RankFailure, match="no rank has done a step for 2 s; --timeout or HYPEREP_TIMEOUT"
+        ) as caught:
+            run(on_rank, 4, timeout=2)
+    finally:
+        let_go.set()
+    # Three wait for one another, one stands alone: it comes first.
+    first, *others = caught.value.ends
+    assert first.ranks == (1,)
+    assert "on_rank (test_run.py:" in first.place
+    assert all("_collect (exchange.py:" in end.place for end in others)
+
+
+def test_a_rank_may_be_as_slow_as_the_environment_says(monkeypatch):
+    monkeypatch.delenv("HYPEREP_TIMEOUT", raising=False)
+    assert Exchange(2).deadline == 600  # and not 60: a checkpoint was seen to take 70
+    monkeypatch.setenv("HYPEREP_TIMEOUT", "5")
+    assert Exchange(2).deadline == 5
+
+
+SUSPENDED = """
+import time
+import numpy as np
+from hyperep.loopback import run
+
+def on_rank(platform):
+    if platform.rank == 1:
+        print("waiting", flush=True)
+        time.sleep(2.5)
+    return platform.all_reduce(np.ones(1)).tolist()
+
+print(run(on_rank, 2, deadline=6.0, timeout=8.0))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_process_that_was_suspended_goes_on():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout.readline() == "waiting\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(9)
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=60)[0] == "[[2.0], [2.0]]\n"
+    finally:
+        process.kill()
+        process.wait()

@@ -112,7 +112,7 @@ def test_a_rank_that_fails_shows_its_error(command, monkeypatch):
     monkeypatch.setattr(trainer, "cross_entropy", fail_on_rank_1)
     status, _, errors = command("--ranks", "2")
     assert status == 2
-    assert "rank 1 of 2 failed with ZeroDivisionError: expert 3 by zero" in errors
+    assert "rank 1 of 2 raised: ZeroDivisionError: expert 3 by zero" in errors
     assert "fail_on_rank_1" in errors  # its traceback
 
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess
+from hyperep.launch.ports import free_port
 
 __all__ = ["MindSporeLauncher", "launcher"]
 
@@ -26,13 +26,10 @@ class MindSporeLauncher(Launcher):
     def plan(self, ranks: int) -> LaunchPlan:  # noqa: D102
         if ranks == 1:
             return LaunchPlan(processes=(RankProcess(ranks=(0,)),))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         common = {
             "MS_WORKER_NUM": str(ranks),
             "MS_SCHED_HOST": "127.0.0.1",
-            "MS_SCHED_PORT": str(port),
+            "MS_SCHED_PORT": str(free_port()),
             "MS_TOPO_TIMEOUT": str(_JOIN_SECONDS),
             "RANK_SIZE": str(ranks),
             # Errors only: at the default level each rank reports how it looks for the scheduler.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import communication, mint
 
+from hyperep.launch.tasks import integer, refuse_tasks
+
 __all__ = ["SELF", "World", "is_launched", "join_world"]
 
 SELF = "hyperep_self"
@@ -38,7 +40,8 @@ def join_world(device: str | None = None) -> World:
         device: ``"cpu"``, ``"ascend"`` or ``"gpu"``; by default the one that MindSpore is set to.
 
     Raises:
-        ValueError: the device is unknown, or the environment describes half a launch.
+        ValueError: the device is unknown, or the environment describes half a launch, one with numbers that cannot be,
+            or one of a scheduler that MindSpore does not join.
         RuntimeError: MindSpore is in graph mode.
         SystemExit: this process was msrun's scheduler, and its workers are done.
     """
@@ -51,6 +54,7 @@ def join_world(device: str | None = None) -> World:
     device = _choose(device)
     if not mint.distributed.is_initialized():
         if not is_launched(os.environ):
+            refuse_tasks(os.environ, "MindSpore", "launch with msrun, or start one task")
             return World(rank=0, size=1, device=device, group=SELF)
         communication.init()
     size = communication.get_group_size()
@@ -66,7 +70,7 @@ def is_launched(environment: Mapping[str, str]) -> bool:
     """Whether *environment* describes this process as a worker of a launch (by msrun, for example).
 
     Raises:
-        ValueError: it describes half of one.
+        ValueError: it describes half of one, or one with numbers that cannot be.
     """
     if environment.get("MS_ROLE") != "MS_WORKER":
         return False
@@ -76,6 +80,11 @@ def is_launched(environment: Mapping[str, str]) -> bool:
             f"the environment has MS_ROLE='MS_WORKER' but not {', '.join(missing)}; launch with msrun, which sets "
             "them all, or unset MS_ROLE to run a single rank"
         )
+    size = integer(environment, "MS_WORKER_NUM", at_least=1)
+    integer(environment, "MS_SCHED_PORT", at_least=1, below=1 << 16, below_name="the number of ports")
+    for name in ("MS_NODE_ID", "RANK_ID"):
+        if name in environment:
+            integer(environment, name, below=size, below_name="MS_WORKER_NUM")
     return True
 
 

@@ -33,7 +33,7 @@ from hyperep_torch.world import World, join_world
 __all__ = ["TorchPlatform", "join"]
 
 
-def join(device: str | None = None, timeout: float = 600.0) -> TorchPlatform:
+def join(device: str | None = None, timeout: float | None = None) -> TorchPlatform:
     """The platform of this process: part of its process group or launch, or a single rank. See :func:`join_world`."""
     return TorchPlatform(join_world(device, timeout))
 

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hyperep.launch.lifeline import die_with_parent
+from hyperep.launch.timeout import step_timeout
 from hyperep_torch.device import KINDS, DeviceKind, choose_kind
 from hyperep_torch.groups import SELF
+from hyperep_torch.meeting import Meeting, find_meeting, local_rank
+from hyperep_torch.watch import Watch, this_peer
 
 __all__ = ["DEVICE_VARIABLE", "World", "ensure_process_group", "join_world"]
 
 DEVICE_VARIABLE = "HYPEREP_TORCH_DEVICE"
 """Environment variable: the kind of device to use where the program does not say it."""
-
-_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,31 +40,43 @@ class World:
     """Deadline of the collectives of the groups that are made from here."""
 
 
-def join_world(device: str | None = None, timeout: float = 600.0, kinds: Sequence[DeviceKind] = KINDS) -> World:
+def join_world(device: str | None = None, timeout: float | None = None, kinds: Sequence[DeviceKind] = KINDS) -> World:
     """Join the process group that is there, else the launch that the environment describes, else be a single rank.
 
     Args:
         device: kind of device, ``"cpu"`` or ``"cuda"``. By default what ``HYPEREP_TORCH_DEVICE`` says; else that of the
             process group that is there; else CUDA where there is a CUDA device, and the CPU otherwise.
-        timeout: deadline in seconds of collectives, for the groups that are made here.
+        timeout: deadline in seconds of collectives, for the groups that are made here; by default ``HYPEREP_TIMEOUT``,
+            or ten minutes.
         kinds: the kinds of devices to choose from, in order of preference.
 
     Raises:
         ValueError: the device is unknown or absent, the process group cannot serve it, or the environment describes
-            half a launch.
+            half a launch, or one with numbers that cannot be.
     """
-    deadline = timedelta(seconds=timeout)
+    deadline = timedelta(seconds=step_timeout() if timeout is None else timeout)
     device = device or os.environ.get(DEVICE_VARIABLE) or None
     if dist.is_initialized():
         kind = _kind_of_default_group(device, kinds)
-        return _world(kind, kind.bind(_local_rank()), deadline)
+        return _world(kind, kind.bind(local_rank(os.environ)), deadline)
     kind = choose_kind(device, kinds)
-    if not _is_launched():
+    meeting = find_meeting(os.environ)
+    if meeting is None:
         return World(rank=0, size=1, kind=kind, device=kind.bind(None), group=SELF, timeout=deadline)
-    bound = kind.bind(_local_rank())
+    bound = kind.bind(local_rank(os.environ))
+    store = meeting.store(deadline)
     # Naming the device lets NCCL connect at once, and derive sub-groups from the group of all.
-    dist.init_process_group(kind.backend, timeout=deadline, device_id=bound if kind.splits_groups else None)
+    dist.init_process_group(
+        kind.backend,
+        store=store,
+        rank=meeting.rank,
+        world_size=meeting.size,
+        timeout=deadline,
+        device_id=bound if kind.splits_groups else None,
+    )
     atexit.register(_destroy)
+    if meeting.size > 1 and not meeting.is_supervised:
+        _watch(meeting, deadline)
     return _world(kind, bound, deadline)
 
 
@@ -102,27 +116,14 @@ def _kind_of_default_group(device: str | None, kinds: Sequence[DeviceKind]) -> D
     return kind
 
 
-def _is_launched() -> bool:
-    """Whether the environment describes a launch.
-
-    Raises:
-        ValueError: it describes half of one.
-    """
-    found = [name for name in _LAUNCH_VARIABLES if name in os.environ]
-    if "RANK" not in found:
-        return False
-    missing = [name for name in _LAUNCH_VARIABLES if name not in found]
-    if missing:
-        raise ValueError(
-            f"the environment has RANK={os.environ['RANK']!r} but not {', '.join(missing)}; launch with torchrun, "
-            "which sets them all, or unset RANK to run a single rank"
-        )
-    return True
-
-
-def _local_rank() -> int | None:
-    """This process's number on this machine, if the launcher says it; else the device stays as the program set it."""
-    return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+def _watch(meeting: Meeting, timeout: timedelta) -> None:
+    """Have this rank and the others see what becomes of each other, until this process ends."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())  # torchrun's agent, which would end this rank if it could
+    peer = this_peer(meeting.rank, meeting.address, meeting.port)
+    where = f"the store at {meeting.address}:{meeting.port}"
+    watch = Watch(meeting.another_store(timeout), peer, meeting.size, where)
+    atexit.register(watch.stop)
 
 
 def _destroy() -> None:

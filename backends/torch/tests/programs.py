@@ -27,7 +27,7 @@ def die_on(platform, bad_rank):
 
 def sleep_on(platform, bad_rank):
     if platform.rank == bad_rank:
-        time.sleep(120)
+        time.sleep(250)
     platform.barrier()
 
 
@@ -35,7 +35,7 @@ def write_pid_and_sleep(platform, folder):
     # As deaf to requests as a rank that waits in native code.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     open(os.path.join(folder, str(os.getpid())), "w").close()
-    time.sleep(120)
+    time.sleep(250)
 
 
 def faults_of_the_next_tensor(platform):

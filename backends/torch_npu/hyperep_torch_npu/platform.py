@@ -26,11 +26,12 @@ from hyperep_torch_npu.spec import CAPABILITIES
 __all__ = ["TorchNpuPlatform", "join"]
 
 
-def join(timeout: float = 600.0) -> TorchNpuPlatform:
+def join(timeout: float | None = None) -> TorchNpuPlatform:
     """The platform of this process: part of its process group or launch, or a single rank.
 
     Args:
-        timeout: deadline in seconds of collectives, for the groups that are made here.
+        timeout: deadline in seconds of collectives, for the groups that are made here; by default ``HYPEREP_TIMEOUT``,
+            or ten minutes.
 
     Raises:
         ValueError: no Ascend device answers, the process group that is there is not of HCCL, or the environment

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-import socket
 
 from hyperep.launch import Launcher, LaunchPlan, RankProcess
+from hyperep.launch.ports import free_port
 
 __all__ = ["ADDRESS", "RANK", "RANKS", "JaxLauncher", "launcher"]
 
@@ -23,9 +23,7 @@ class JaxLauncher(Launcher):
 
     def plan(self, ranks: int) -> LaunchPlan:
         """Processes that find one another on a free port."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            shared = {ADDRESS: f"127.0.0.1:{free.getsockname()[1]}", RANKS: str(ranks), "JAX_PLATFORMS": "cpu"}
+        shared = {ADDRESS: f"127.0.0.1:{free_port()}", RANKS: str(ranks), "JAX_PLATFORMS": "cpu"}
         return LaunchPlan(
             processes=tuple(RankProcess(ranks=(r,), environment={**shared, RANK: str(r)}) for r in range(ranks))
         )
