@@ -2,14 +2,19 @@
 """How a process finds out which rank of what it is, and on which device."""
 
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hyperep_torch import device, world
 from hyperep_torch.device import CPU, CUDA, DeviceKind, choose_kind
+from hyperep_torch.launcher import launcher
 from hyperep_torch.world import join_world
+
+NEUTRAL = str(Path(__file__).parents[3] / "tests" / "neutral")
 
 LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
 
@@ -77,6 +82,73 @@ def test_half_a_launch_is_an_error_that_names_what_is_missing(monkeypatch):
         join_world(device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"RANK": "2"}, "RANK=2 and WORLD_SIZE=2, but ranks go from 0 to 1"),
+        ({"RANK": "first"}, "RANK='first', which is not a whole number"),
+        ({"RANK": "-1"}, "RANK=-1, which must be at least 0"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two', which is not a whole number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which must be at least 1"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT='http', which is not a whole number"),
+        ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK='1.0', which is not a whole number"),
+    ],
+)
+def test_a_launch_with_numbers_that_cannot_be_names_the_variable(changed, message, monkeypatch):
+    monkeypatch.setattr(world.dist, "is_initialized", lambda: False)
+    right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400", "LOCAL_RANK": "0"}
+    for name, value in {**right, **changed}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="the environment has") as caught:
+        join_world(device="cpu")
+    assert message in str(caught.value)
+
+
+SCHEDULERS = pytest.mark.parametrize(
+    "told",
+    [
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+        {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1"},
+    ],
+    ids=["slurm", "open mpi", "pmi"],
+)
+
+
+@SCHEDULERS
+def test_a_task_of_a_scheduler_is_never_silently_alone(told, monkeypatch):
+    monkeypatch.setattr(world.dist, "is_initialized", lambda: False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert launcher.joined()
+    with pytest.raises(ValueError, match=r"task 1 of 2 that .* MASTER_ADDR and MASTER_PORT do not say where") as caught:
+        join_world(device="cpu")
+    assert next(iter(told)) in str(caught.value)
+
+
+@SCHEDULERS
+def test_a_task_of_a_scheduler_joins_its_launch(told, tmp_path):
+    rank, size, local = told
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = (
+        "import torch\n"
+        "from hyperep_torch.platform import join\n"
+        "from hyperep_torch.meeting import local_rank\n"
+        "import os, listening\n"
+        "platform = join(device='cpu', timeout=200)\n"
+        "total = platform.all_reduce(torch.tensor([platform.rank + 1])).item()\n"
+        "open_to = listening.beyond_loopback(listening.addresses([os.getpid()])) if os.path.exists('/proc/net/tcp') else []\n"
+        "print(platform.rank, platform.world_size, local_rank(os.environ), total, open_to)\n"
+    )
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environments = [{**meeting, rank: str(r), size: "2", local: str(r)} for r in range(2)]
+    outputs, codes = _run(*[[sys.executable, "-c", program]] * 2, environments=environments)
+    assert codes == [0, 0], outputs
+    assert [output.splitlines()[-1] for output in outputs] == ["0 2 0 3 []", "1 2 1 3 []"]
+
+
 def test_a_process_group_must_serve_the_device(monkeypatch):
     monkeypatch.setattr(world.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(world.dist, "get_backend_config", lambda: "cpu:gloo")
@@ -109,18 +181,20 @@ _TORCHRUN = """
 import atexit, torch, torch.distributed as dist
 atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
 from hyperep_torch.platform import join
-platform = join(device="cpu", timeout=30)
+platform = join(device="cpu", timeout=200)
 print("rank", platform.rank, "sums", platform.all_reduce(torch.tensor([platform.rank + 1])).item())
 """
 
 
-def _run(*commands):
+def _run(*commands, environments=None):
     processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
-        for command in commands
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**_environment(), **extra}
+        )
+        for command, extra in zip(commands, environments or [{}] * len(commands), strict=True)
     ]
     try:
-        return [process.communicate(timeout=90)[0] for process in processes], [p.returncode for p in processes]
+        return [process.communicate(timeout=250)[0] for process in processes], [p.returncode for p in processes]
     finally:
         for process in processes:
             process.kill()
@@ -128,7 +202,7 @@ def _run(*commands):
 
 def _environment():
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCH}
-    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), "GLOO_SOCKET_IFNAME": "lo"}
+    return {**kept, "PYTHONPATH": os.pathsep.join([NEUTRAL, *sys.path]), "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def test_a_process_group_of_the_user_is_joined_and_left_alone(tmp_path):
