@@ -139,7 +139,8 @@ def test_a_task_of_a_scheduler_joins_its_launch(told, tmp_path):
         "import os, listening\n"
         "platform = join(device='cpu', timeout=200)\n"
         "total = platform.all_reduce(torch.tensor([platform.rank + 1])).item()\n"
-        "open_to = listening.beyond_loopback(listening.addresses([os.getpid()])) if os.path.exists('/proc/net/tcp') else []\n"
+        "told = os.path.exists('/proc/net/tcp')\n"
+        "open_to = listening.beyond_loopback(listening.addresses([os.getpid()])) if told else []\n"
         "print(platform.rank, platform.world_size, local_rank(os.environ), total, open_to)\n"
     )
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
