@@ -116,14 +116,8 @@ class _NumbersByPlace(TorchDispatchMode):
                 )
             return func(*args, **(kwargs or {}))
         target = args[0]
-        path = self._paths.get(id(target))
-        if path is None:
-            if isinstance(target, DTensor):
-                raise NotImplementedError(
-                    f"init_weights: reset_parameters of {self._module!r} fills a part of a distributed parameter, or a "
-                    "copy of one; fill the parameter itself"
-                )
-            path = f"{self._module}/temporary"
+        # Temporaries, as of truncated normal numbers, which are drawn until they fit, go by the order of draws.
+        path = self._paths.get(id(target), f"{self._module}/temporary")
         key = counted.key_of(self._seed, path, self._drawn[path])
         self._drawn[path] += 1
         local, whole, offset = _part(target)
