@@ -63,7 +63,9 @@ def _hashable(name: str, options: dict[str, Any]) -> dict[str, Any]:
 def _make(spec: PlatformSpec, options: dict[str, Any]) -> Platform[Any]:
     try:
         factory = resolve(spec.factory)
-    except Exception as error:
+    except KeyboardInterrupt:  # the user's
+        raise
+    except BaseException as error:  # also the panic of a Rust extension, and an import that calls sys.exit()
         raise PlatformBroken(
             f"platform {spec.name!r} is broken: its factory {spec.factory!r} cannot be imported: "
             f"{type(error).__name__}: {error}\n" + "".join(traceback.format_exception(error))
@@ -81,7 +83,14 @@ def _make(spec: PlatformSpec, options: dict[str, Any]) -> Platform[Any]:
             raise TypeError(
                 f"platform {spec.name!r} does not take the options {options}: {error}; it takes {signature}"
             ) from None
-    platform: Platform[Any] = factory(**options)
+    try:
+        platform: Platform[Any] = factory(**options)
+    except (Exception, KeyboardInterrupt):
+        raise  # an error of a factory is its own
+    except BaseException as error:
+        raise PlatformBroken(
+            f"platform {spec.name!r} is broken: its factory {spec.factory!r} ended with {type(error).__name__}: {error}"
+        ) from error
     if getattr(platform, "name", None) != spec.name:
         raise PlatformBroken(
             f"platform {spec.name!r} is broken: its factory {spec.factory!r} made {platform!r}, "

@@ -144,7 +144,9 @@ class Registry:
                 )
                 return _candidate(origins, State.NOT_VIABLE, reason, spec=spec)
             viability = _probe(spec)
-        except (Exception, SystemExit) as error:  # SystemExit: an import that calls sys.exit() must not end the host
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException as error:  # also an import that calls sys.exit(), and the panic of a Rust extension
             return _candidate(origins, State.BROKEN, _with_traceback(error), spec=spec)
         state = State.VIABLE if viability.viable else State.NOT_VIABLE
         return _candidate(origins, state, viability.reason, spec=spec, viability=viability)
@@ -242,5 +244,8 @@ def _probe(spec: PlatformSpec) -> Viability:
 
 
 def _with_traceback(error: BaseException) -> str:
-    summary = " ".join(str(error).split()) or "no message"
+    try:
+        summary = " ".join(str(error).split()) or "no message"
+    except Exception:  # an exception is the plugin's own code as well
+        summary = "its message cannot be had"
     return f"{type(error).__name__}: {summary}\n" + "".join(traceback.format_exception(error))

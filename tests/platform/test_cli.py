@@ -95,6 +95,26 @@ def test_doctor_fails_for_a_broken_plugin_and_shows_its_traceback(site, hyperep)
     assert "chooses beta" in result.stdout
 
 
+PANIC = "raise type('PanicException', (BaseException,), {})('in Rust')"
+
+
+@pytest.mark.parametrize("command", ["platforms", "doctor"])
+def test_a_plugin_that_panics_at_import_is_listed_like_any_other_that_is_broken(site, hyperep, command):
+    site.install("alpha", before=PANIC)
+    result = hyperep(command)
+    assert result.returncode == (1 if command == "doctor" else 0)
+    assert "PanicException: in Rust" in result.stdout
+    assert "loopback" in result.stdout
+    assert not result.stderr
+
+
+def test_a_command_that_asks_for_a_plugin_that_panics_says_so(site, hyperep):
+    site.install("alpha", before=PANIC)
+    result = hyperep("train", "--platform", "alpha")
+    assert result.returncode == 2
+    assert result.stderr.startswith("hyperep: error: platform 'alpha' is broken: PanicException: in Rust")
+
+
 def test_doctor_remarks_on_a_blocked_name_that_nobody_registers(site, hyperep):
     result = hyperep("doctor", HYPEREP_BLOCK="tusch")
     assert "HYPEREP_BLOCK rules out 'tusch', which is not installed" in result.stdout

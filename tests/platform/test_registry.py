@@ -61,14 +61,20 @@ def test_metadata_that_is_no_text_does_not_stop_the_search(site):
     assert (found.name, found.distributions, found.state) == ("alpha", ("hyperep_alpha",), State.VIABLE)
 
 
-def test_distribution_that_is_on_the_path_twice_is_no_conflict(site, tmp_path, monkeypatch):
+@pytest.mark.parametrize("spelling", ["hyperep-alpha", "Hyperep_Alpha", "hyperep.alpha", "HYPEREP--alpha"])
+def test_distribution_that_is_on_the_path_twice_is_no_conflict(site, tmp_path, monkeypatch, spelling):
     site.install("alpha", version="2.0")
     second = tmp_path / "second"
     second.mkdir()
-    type(site)(second).install("alpha", version="1.0")
+    type(site)(second).install("alpha", distribution=spelling, version="1.0")
     monkeypatch.setattr(sys, "path", [*sys.path, str(second)])
     (found,) = Registry().candidates()
     assert (found.state, found.versions) == (State.VIABLE, ("2.0",))
+
+
+PANIC = "raise type('PanicException', (BaseException,), {})('called `Option::unwrap()` on a `None` value')"
+"""What an extension that is written in Rust does when it panics."""
+MUTE = "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})"
 
 
 # ------------------------------------ a plugin that fails: pitfalls 34, 35, 37, 38
@@ -78,6 +84,11 @@ def test_distribution_that_is_on_the_path_twice_is_no_conflict(site, tmp_path, m
         ({"before": "import no_such_framework"}, "No module named 'no_such_framework'"),
         ({"before": "raise RuntimeError('at import')"}, "RuntimeError: at import"),
         ({"before": "raise SystemExit('leaving')"}, "SystemExit: leaving"),
+        ({"before": PANIC}, "PanicException: called `Option::unwrap()` on a `None` value"),
+        ({"before": "raise GeneratorExit"}, "GeneratorExit: no message"),
+        ({"hook": PANIC}, "PanicException: called"),
+        ({"probe": PANIC}, "PanicException: called"),
+        ({"probe": MUTE}, "Mute: its message cannot be had"),
         ({"source": "def broken(:"}, "SyntaxError"),
         ({"hook": "raise KeyError('in the hook')"}, "KeyError: 'in the hook'"),
         ({"probe": "raise OSError('driver crashed')"}, "OSError: driver crashed"),
@@ -101,6 +112,12 @@ def test_failing_plugin_is_broken_with_its_traceback_and_the_others_are_unharmed
     if "source" not in fault:
         assert module in alpha.reason
     assert (beta.name, beta.state) == ("beta", State.VIABLE)
+
+
+def test_an_interrupt_is_the_user_s_and_not_the_plugin_s(site):
+    site.install("alpha", before="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Registry().candidates()
 
 
 def test_every_fault_of_a_spec_is_told_at_once(site):

@@ -127,6 +127,22 @@ def test_passing_over_a_platform_that_fails_is_said(site, fault):
         assert get_platform().name == "beta"
 
 
+@pytest.mark.parametrize("fault", [{"probe": NOT_HERE}, {"before": "import no_such_framework"}])
+@pytest.mark.parametrize("name", ["alpha", "gamma"])  # before and after the chosen one
+def test_passing_over_a_platform_of_equal_priority_is_said(site, fault, name):
+    site.install(name, **fault)
+    site.install("beta", priority=0)
+    with pytest.warns(PlatformPassedOver, match=f"{name}: "):
+        assert get_platform().name == "beta"
+
+
+def test_reference_platform_does_not_stand_in_for_another_one_of_its_priority(site):
+    site.install("alpha", probe=NOT_HERE, priority=-100)
+    site.install("reference", priority=-100)
+    with pytest.raises(PlatformNotFound, match="never stands in"):
+        get_platform()
+
+
 def test_no_viable_platform(site):
     site.install("alpha", probe=NOT_HERE)
     with pytest.raises(PlatformNotFound, match=r"alpha: not viable, no device \(install: pip install hyperep-alpha\)"):
@@ -216,6 +232,20 @@ def test_factory_that_makes_no_platform(site, factory):
 def test_error_of_a_factory_is_its_own(site):
     site.install("alpha", before="def fail(): raise ZeroDivisionError('in the factory')", factory="hyperep_alpha:fail")
     with pytest.raises(ZeroDivisionError, match="in the factory"):
+        get_platform("alpha")
+
+
+@pytest.mark.parametrize("error", ["SystemExit", "type('PanicException', (BaseException,), {})"])
+def test_factory_that_panics_is_broken(site, error):
+    site.install("alpha", before=f"def fail(): raise {error}('in the factory')", factory="hyperep_alpha:fail")
+    with pytest.raises(PlatformBroken, match=r"'hyperep_alpha:fail' ended with \w+: in the factory"):
+        get_platform("alpha")
+
+
+def test_factory_whose_module_panics_is_broken(site):
+    (site.folder / "panics.py").write_text("raise type('PanicException', (BaseException,), {})('at import')")
+    site.install("alpha", factory="panics:make")
+    with pytest.raises(PlatformBroken, match=r"'panics:make' cannot be imported: PanicException: at import"):
         get_platform("alpha")
 
 
