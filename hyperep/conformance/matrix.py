@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import re
 from collections.abc import Sequence
 
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.report import Report
+from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.verdict import CONFORMING, Verdict
 from hyperep.platform.capabilities import Capability
 
@@ -56,35 +59,34 @@ def as_markdown(reports: Sequence[Report]) -> str:
         raise ValueError(
             "a matrix needs at least one report; make one with: hyperep conformance run --report FILE.json"
         )
-    heads = [_head(report) for report in reports]
+    heads = [_plain(_head(report)) for report in reports]
     lines = [
         "## Platforms",
         "",
         "| platform | distribution | framework | device | world sizes | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {r.platform} | {r.distribution} | {r.framework} | {r.device} | {_sizes(r)} | {_verdict(r)} |"
-        for r in reports
-    ]
+    for r in reports:
+        cells = (r.platform, r.distribution, r.framework, r.device, _sizes(r), _verdict(r))
+        lines.append(f"| {' | '.join(map(_plain, cells))} |")
     lines += ["", "## Capabilities", "", f"| capability | {' | '.join(heads)} |", f"|---|{'---|' * len(reports)}"]
     for capability in Capability:
-        supports = (r.capabilities.get(capability.value, "unsupported") for r in reports)
+        supports = (_plain(r.capabilities.get(capability.value, "unsupported")) for r in reports)
         lines.append(f"| {capability.value} | {' | '.join(supports)} |")
     lines += ["", "## Requirements", "", _LEGEND, ""]
-    for port in dict.fromkeys(r.port for r in requirements().values()):
+    for port, of_port in _by_port().items():
         lines += [
             f"### {port[0].upper()}{port[1:]}",
             "",
             f"| requirement | {' | '.join(heads)} |",
             f"|---|{'---|' * len(reports)}",
         ]
-        for id in (r.id for r in requirements().values() if r.port == port):
-            verdicts = (cell(report, id)[0] for report in reports)
-            lines.append(f"| `{id}` | {' | '.join('' if v is None else _SIGNS[v] for v in verdicts)} |")
+        for r in of_port:
+            verdicts = (cell(report, r.id)[0] for report in reports)
+            lines.append(f"| `{r.id}` | {' | '.join('' if v is None else _SIGNS[v] for v in verdicts)} |")
         lines.append("")
     notes = [
-        f"- {head}, `{id}`: {note}"
+        f"- {head}, `{id}`: {_plain(note)}"
         for head, report in zip(heads, reports, strict=True)
         for id in requirements()
         for verdict, note in [cell(report, id)]
@@ -93,6 +95,23 @@ def as_markdown(reports: Sequence[Report]) -> str:
     if notes:
         lines += ["## Failures", "", *notes, ""]
     return "\n".join(lines)
+
+
+def _by_port() -> dict[str, list[Requirement]]:
+    """All requirements, those of one part of the protocol together, in the order in which they are run otherwise."""
+    found: dict[str, list[Requirement]] = {}
+    for requirement in requirements().values():
+        found.setdefault(requirement.port, []).append(requirement)
+    return found
+
+
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$&#]|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown, and what is built on it, may take for markup; an underscore inside a word is none."""
+
+
+def _plain(text: str) -> str:
+    """Text of a report, such that it stays text in Markdown: on one line, and nothing in it is markup."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 _LEGEND = (
@@ -129,7 +148,7 @@ def as_html(reports: Sequence[Report]) -> str:
         )
     heads = [_head(report) for report in reports]
     rows = []
-    for r in requirements().values():
+    for r in itertools.chain.from_iterable(_by_port().values()):
         cells = [cell(report, r.id) for report in reports]
         rows.append(
             {
@@ -156,9 +175,10 @@ def as_html(reports: Sequence[Report]) -> str:
         }
         for head, r in zip(heads, reports, strict=True)
     ]
-    # "</" must not end the script that the data stand in.
-    data = json.dumps({"platforms": platforms, "rows": rows}).replace("</", "<\\/")
-    return _PAGE.replace("@DATA@", data).replace("@TITLE@", html.escape("hyperep: conformance of platforms"))
+    # No "<" in the script that the data stand in: "</script>" would end it, and "<!--<script>" take its end away.
+    data = json.dumps({"platforms": platforms, "rows": rows}).replace("<", "\\u003c")
+    # The data last, for they may hold anything.
+    return _PAGE.replace("@TITLE@", html.escape("hyperep: conformance of platforms")).replace("@DATA@", data)
 
 
 _PAGE = """<!DOCTYPE html>

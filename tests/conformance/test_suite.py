@@ -2,6 +2,7 @@
 """The suite on the reference platform, its verdicts, reports, matrix, command line and pytest plugin."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -150,10 +151,9 @@ def test_a_report_is_read_as_it_was_written(loopback, tmp_path):
             Report.load(path)
 
 
-def worse(report, id, verdict):
+def worse(report, id, verdict, message="</script> | bad"):
     results = tuple(
-        Result(id=r.id, ranks=r.ranks, verdict=verdict, message="</script> | bad") if r.id == id else r
-        for r in report.results
+        Result(id=r.id, ranks=r.ranks, verdict=verdict, message=message) if r.id == id else r for r in report.results
     )
     return Report(**{**vars(report), "results": results, "device": "gpu"})
 
@@ -171,13 +171,48 @@ def test_the_matrix_shows_the_worst_of_all_world_sizes(loopback):
         as_markdown([])
 
 
+def data_of(page):
+    """What a browser's JSON parser makes of the data in the page's one script."""
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert script.startswith("\nconst data = ")
+    return json.JSONDecoder().raw_decode(script.removeprefix("\nconst data = "))[0]
+
+
 def test_the_page_is_self_contained(loopback):
     page = as_html([worse(loopback, "A2A-even", Verdict.FAILED)])
     assert page.count("</script>") == 1, "a message must not end the script"
     assert "src=" not in page
     assert "http" not in page
-    data = page.split("const data = ")[1].split(";\nconst $")[0].replace("<\\/", "</")
-    assert len(json.loads(data)["rows"]) == len(requirements())
+    rows = data_of(page)["rows"]
+    assert len(rows) == len(requirements())
+    ports = [row["port"] for row in rows]
+    assert ports == sorted(ports, key=ports.index), "each heading once"
+
+
+HOSTILE = "<!--<script> @TITLE@ </script> <b>x</b> a|b `c` *d* __e__ [f](g) 1 & 2 $x$ ~~y~~ # h\nnext \\ line float32_t"
+
+
+def test_a_message_stays_text_on_the_page(loopback):
+    page = as_html([worse(loopback, "A2A-even", Verdict.FAILED, HOSTILE)])
+    # "<!--<script>" in a script makes "</script>" part of it: a browser would show an empty page.
+    assert page.count("<!--") == 0
+    assert page.count("<script") == 1
+    (row,) = (row for row in data_of(page)["rows"] if row["id"] == "A2A-even")
+    assert row["cells"][0][2] == f"world size 1: {HOSTILE}"
+
+
+def test_a_message_stays_text_in_markdown(loopback):
+    found = worse(loopback, "A2A-even", Verdict.FAILED, HOSTILE)
+    text = as_markdown([Report(**{**vars(found), "device": "a|b", "distribution": "x\n| y"})])
+    (note,) = (line for line in text.splitlines() if line.startswith("- loopback"))
+    assert note == (
+        r"- loopback (a\|b), `A2A-even`: world size 1: \<!--\<script\> @TITLE@ \</script\> \<b\>x\</b\> a\|b "
+        r"\`c\` \*d\* \_\_e\_\_ \[f\](g) 1 \& 2 \$x\$ \~\~y\~\~ \# h next \\ line float32_t"
+    )
+    (row,) = (line for line in text.splitlines() if line.startswith("| loopback |"))
+    assert row.startswith(r"| loopback | x \| y | ")
+    bars = {line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| `")}
+    assert bars == {3}
 
 
 def run_cli(*arguments):
