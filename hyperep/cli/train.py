@@ -45,6 +45,7 @@ def train(
     tp: Annotated[int | None, _option("tp", "Ranks that slice one expert, with style tp or etp.")] = None,
     out: Annotated[str | None, _option("out", "Directory for metrics, pictures, report and checkpoint.")] = None,
     save_every: Annotated[int | None, _option("save_every", "Steps between checkpoints; 0: one, at the end.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the directory.")] = False,
     resume: Annotated[str | None, typer.Option(help="Go on from the checkpoint in the directory of this run.")] = None,
     timeout: Annotated[
         float | None,
@@ -70,6 +71,7 @@ def train(
         **{"batch_tokens": batch_tokens, "seq_len": seq_len, "lr": lr, "balance": balance, "seed": seed},
         **{"dtype": dtype, "text": text},
         **{"style": style, "tp": tp, "out": out, "save_every": save_every, "verify": verify or None},
+        **{"overwrite": overwrite or None},
     }
     settings = settings_for({name: value for name, value in options.items() if value is not None}, resume)
     with use_timeout(timeout):

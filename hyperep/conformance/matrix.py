@@ -81,9 +81,9 @@ def as_markdown(reports: Sequence[Report]) -> str:
             f"| requirement | {' | '.join(heads)} |",
             f"|---|{'---|' * len(reports)}",
         ]
-        for r in of_port:
-            verdicts = (cell(report, r.id)[0] for report in reports)
-            lines.append(f"| `{r.id}` | {' | '.join('' if v is None else _SIGNS[v] for v in verdicts)} |")
+        for requirement in of_port:
+            verdicts = (cell(report, requirement.id)[0] for report in reports)
+            lines.append(f"| `{requirement.id}` | {' | '.join('' if v is None else _SIGNS[v] for v in verdicts)} |")
         lines.append("")
     notes = [
         f"- {head}, `{id}`: {_plain(note)}"

@@ -2,109 +2,120 @@
 """Checkpoints: whole parameters and optimizer state in safetensors files, whatever the ranks that wrote them.
 
 A directory holds ``model-STEP.safetensors`` with the parameters under their dotted paths,
-``optimizer-STEP.safetensors``, and ``state.json``, which names the two. That file is replaced last and at once, so
-that a run that is killed while it writes leaves the checkpoint before.
+``optimizer-STEP.safetensors``, and ``state.json``, which names the two. That file is replaced last and at once, when
+the others are on the disk, so that a run that is killed while it writes leaves the checkpoint before.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import re
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from hyperep.platform.protocol import Platform
-from hyperep.sharding import Sharding, whole_shape
+from hyperep.sharding import whole_shape
 from hyperep.train import whole_state
+from hyperep.train.agreement import agreed
+from hyperep.train.durable import make_directory
+from hyperep.train.manifest import DIRECTORY, FILE_NAME, Manifest, manifest_in, read_manifest, write_manifest
 from hyperep.train.settings import Settings
+from hyperep.train.tensor_file import TensorFile, write_tensors
 from hyperep.train.trainer import TrainState
 
-__all__ = ["DIRECTORY", "Manifest", "load", "read_manifest", "save"]
+__all__ = ["DIRECTORY", "Manifest", "check", "load", "read_manifest", "remove", "save", "sweep"]
 
-DIRECTORY = "checkpoint"
-"""Name of the checkpoint's directory in that of a run."""
-_MANIFEST = "state.json"
-_FORMAT = 1
+_TENSORS = re.compile(r"(model|optimizer)-\d+\.safetensors(\.partial)?")
+_STATE = re.compile(rf"{re.escape(FILE_NAME)}(\.partial)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What ``state.json`` says."""
+def save(
+    directory: Path, platform: Platform[Any], state: TrainState, settings: Settings, *, run: str, text: str
+) -> None:
+    """Write a checkpoint. Collective: every rank gives its shards, and rank 0 writes.
 
-    directory: Path
-    step: int
-    settings: Settings
-    model: str
-    """Names of files in the directory."""
-    optimizer: str
+    Args:
+        directory: of the checkpoint.
+        platform: of this rank.
+        state: what to write.
+        settings: of the run.
+        run: its id.
+        text: SHA-256 of what it trains on.
 
-
-def save(directory: Path, platform: Platform[Any], state: TrainState, settings: Settings) -> None:
-    """Write a checkpoint. Collective: every rank gives its shards, and rank 0 writes."""
+    Raises:
+        ValueError: a tensor is not finite; on every rank, and the checkpoint before stays.
+        OSError: it cannot be written; likewise.
+    """
     whole = whole_state.gather(platform, state)
-    if platform.rank == 0:
-        model = whole.pop("model")
-        optimizer = {f"{kind}.{name}": array for kind, arrays in whole.items() for name, array in arrays.items()}
-        _write(directory, state.step, settings, model, optimizer)
+
+    def write() -> None:
+        model = whole["model"]
+        optimizer = {f"{kind}.{name}": x for kind in ("mean", "square") for name, x in whole[kind].items()}
+        _write(directory, state.step, settings, {"model": model, "optimizer": optimizer}, run=run, text=text)
+
+    agreed(platform, write if platform.rank == 0 else lambda: None)
 
 
 def _write(
-    directory: Path, step: int, settings: Settings, model: dict[str, np.ndarray], optimizer: dict[str, np.ndarray]
+    directory: Path, step: int, settings: Settings, kinds: dict[str, dict[str, np.ndarray]], *, run: str, text: str
 ) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    files = {"model": f"model-{step}.safetensors", "optimizer": f"optimizer-{step}.safetensors"}
-    for kind, tensors in (("model", model), ("optimizer", optimizer)):
-        partial = directory / f"{files[kind]}.partial"
-        save_file(tensors, partial, metadata={"step": str(step)})
-        os.replace(partial, directory / files[kind])
-    content = {"format": _FORMAT, "step": step, **files, "settings": settings.as_dict()}
-    partial = directory / f"{_MANIFEST}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, directory / _MANIFEST)
-    for old in directory.glob("*.safetensors"):
-        if old.name not in files.values():
-            old.unlink()
+    make_directory(directory)
+    files = {kind: f"{kind}-{step}.safetensors" for kind in kinds}
+    digests = {kind: write_tensors(directory / files[kind], kinds[kind], step=step) for kind in kinds}
+    write_manifest(
+        Manifest(directory=directory, run=run, step=step, settings=settings, text=text, digests=digests, **files)
+    )
+    sweep(directory)
 
 
-def read_manifest(path: str) -> Manifest:
-    """Read what a checkpoint holds; *path* is its directory, or that of the run that wrote it.
+def sweep(directory: Path) -> None:
+    """Remove what no longer belongs to a checkpoint: the one before, and leftovers of a save that was killed.
+
+    Where no ``state.json`` can be read, nothing is.
+    """
+    try:
+        manifest = manifest_in(directory)
+    except (ValueError, OSError):
+        return
+    kept = {FILE_NAME, manifest.model, manifest.optimizer}
+    _remove(directory, lambda name: name not in kept)
+
+
+def remove(directory: Path) -> None:
+    """Remove a whole checkpoint, and its directory unless something else is in it."""
+    _remove(directory, lambda name: True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def _remove(directory: Path, which: Callable[[str], bool]) -> None:
+    """Remove those files of checkpoints, and no other ones, whose name *which* says yes to; ``state.json`` first."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    ours = [name for name in names if _STATE.fullmatch(name) or _TENSORS.fullmatch(name)]
+    for name in sorted(filter(which, ours), key=lambda name: name != FILE_NAME):
+        (directory / name).unlink(missing_ok=True)
+
+
+def check(manifest: Manifest) -> None:
+    """Read a checkpoint as a whole and compare it with its digests.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: its ``state.json`` is not one that this version reads.
+        FileNotFoundError: a file that it names is gone.
+        ValueError: a file is damaged.
     """
-    candidates = [Path(path) / DIRECTORY, Path(path)]
-    directory = next((candidate for candidate in candidates if (candidate / _MANIFEST).is_file()), None)
-    if directory is None:
-        raise FileNotFoundError(
-            f"{path!r} holds no checkpoint: neither {candidates[0] / _MANIFEST} nor {candidates[1] / _MANIFEST} "
-            f"exists; name the --out directory of an earlier run"
-        )
-    try:
-        content = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"it has format {content['format']!r}, this version reads format {_FORMAT}")
-        return Manifest(
-            directory=directory,
-            step=int(content["step"]),
-            settings=Settings.from_dict(content["settings"]),
-            model=content["model"],
-            optimizer=content["optimizer"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{directory / _MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
+    for kind in ("model", "optimizer"):
+        with _open(manifest, kind) as file:
+            file.check()
 
 
 def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: str) -> TrainState:
-    """Put a checkpoint into a model of *dtype*, in place, however it is sharded; each rank reads its own slices.
+    """Put a checkpoint into a model of *dtype*, in place, however it is sharded; each rank keeps its own slices.
 
-    No communication.
+    No communication. Every rank reads whole tensors, for their digests; one at a time.
 
     Returns:
         The state after the checkpoint's step.
@@ -114,9 +125,7 @@ def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: 
         ValueError: a file is damaged, or the model has other parameters or shapes.
     """
     with ExitStack() as stack:
-        model, optimizer = (
-            stack.enter_context(_File(manifest.directory / name)) for name in (manifest.model, manifest.optimizer)
-        )
+        model, optimizer = (stack.enter_context(_open(manifest, kind)) for kind in ("model", "optimizer"))
         wanted, found = set(state.parameters), set(model.names)
         if wanted != found:
             raise ValueError(
@@ -135,35 +144,6 @@ def load(manifest: Manifest, platform: Platform[Any], state: TrainState, dtype: 
         return whole_state.place(platform, state, part, step=manifest.step, dtype=dtype)
 
 
-class _File:
-    """An open safetensors file, of which parts of tensors are read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise FileNotFoundError(f"the checkpoint's file {path} is gone; use another checkpoint")
-        try:
-            opened: Any = safe_open(path, framework="numpy")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}; use another checkpoint") from error
-        self._open, self.names = opened, list(opened.keys())
-
-    def __enter__(self) -> _File:
-        self._open.__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._open.__exit__(*details)
-
-    def part(self, name: str, shape: tuple[int, ...], sharding: Sharding | None) -> np.ndarray:
-        """This rank's part of a tensor whose whole shape must be *shape*."""
-        if name not in self.names:
-            raise ValueError(f"{self.path} lacks {name!r}; use another checkpoint")
-        stored = self._open.get_slice(name)
-        if tuple(stored.get_shape()) != shape:
-            raise ValueError(
-                f"{self.path}: {name!r} has shape {tuple(stored.get_shape())}, but the model wants {shape}; "
-                f"give the settings that it was trained with"
-            )
-        slices = tuple(slice(0, n) for n in shape) if sharding is None else sharding.local_slices(shape)
-        return np.ascontiguousarray(stored[slices])
+def _open(manifest: Manifest, kind: str) -> TensorFile:
+    name = manifest.model if kind == "model" else manifest.optimizer
+    return TensorFile(manifest.directory / name, manifest.digests[kind], step=manifest.step)

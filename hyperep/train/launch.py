@@ -13,8 +13,8 @@ from hyperep.launch.timeout import step_timeout
 from hyperep.platform.reference import resolve
 from hyperep.platform.selection import get_platform, select, use_platform
 from hyperep.train.loop import main
+from hyperep.train.preflight import preflight
 from hyperep.train.settings import Settings
-from hyperep.train.text import load_text
 
 __all__ = ["PROGRAM", "start"]
 
@@ -33,8 +33,7 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
         The final figures, as rank 0 has them; in a launch that was joined, what people are told is rank 0's alone.
 
     Raises:
-        ValueError: the settings do not fit the ranks, or the text cannot be used.
-        OSError: a file is missing.
+        ValueError, OSError: what the user gave cannot be used; see :func:`hyperep.train.preflight.preflight`.
         PlatformError: there is no such platform, a rank failed or did not start.
     """
     timeout = step_timeout()
@@ -58,8 +57,7 @@ def start(settings: Settings, *, platform_name: str | None = None, ranks: int | 
     ranks = 1 if ranks is None else ranks
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: a world has at least one rank")
-    settings.check(ranks)
-    load_text(settings.text, at_least=settings.seq_len + 1)
+    preflight(settings, spec, ranks)
     if launcher is not None:
         arguments = {"settings": settings.as_dict()}
         result: dict[str, Any] = run_on_ranks(launcher, spec.name, PROGRAM, arguments, ranks, timeout=timeout)

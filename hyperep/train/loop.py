@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ from hyperep.launch import step_done
 from hyperep.platform.protocol import Platform
 from hyperep.sharding import whole_shape
 from hyperep.train import checkpoint
+from hyperep.train.agreement import agreed
 from hyperep.train.batches import global_batch
+from hyperep.train.claim import claimed, run_id
 from hyperep.train.environment import describe_environment
-from hyperep.train.metrics import MetricsWriter, read_metrics, record_of
+from hyperep.train.inputs import read_inputs
+from hyperep.train.metrics import MetricsWriter, record_of
 from hyperep.train.outputs import write_outputs
 from hyperep.train.precision import choose_dtype
 from hyperep.train.progress import show_progress
 from hyperep.train.settings import Settings
 from hyperep.train.summary import summarize
-from hyperep.train.text import Text, load_text
-from hyperep.train.trainer import new_state, train_step
+from hyperep.train.text import Text
+from hyperep.train.trainer import find_gradients, new_state, require_sound, take_step
 from hyperep.train.verify import Reference
 
 __all__ = ["main"]
@@ -43,65 +46,88 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
         The final figures, as :func:`hyperep.train.summary.summarize` makes them.
 
     Raises:
-        ValueError: the settings, the text or the checkpoint cannot be used, or the loss is no longer a number; on all
-            ranks.
+        ValueError: the settings, the text, the checkpoint or the output directory cannot be used, or training has
+            diverged; on all ranks.
         OSError: a file cannot be read or written.
     """
     chosen = Settings.from_dict(settings).check(platform.world_size)
-    text = load_text(chosen.text, at_least=chosen.seq_len + 1)
-    require_same_text(platform, text)
-    resume = checkpoint.read_manifest(chosen.resume) if chosen.resume else None
+    inputs = agreed(platform, lambda: read_inputs(chosen))
+    require_same_text(platform, inputs.text)
     dtype = choose_dtype(platform, chosen.dtype)
     state = new_state(platform, chosen)
-    earlier: list[dict[str, Any]] = []
-    if resume is not None:
-        state = checkpoint.load(resume, platform, state, dtype)
-        earlier = read_metrics(resume.directory.parent, last_step=resume.step)
-    reference = Reference(platform, chosen, state) if chosen.verify else None
-    records = list(earlier)
-    out = Path(chosen.out)
+    if (resume := inputs.resume) is not None:
+        begin = state
+        state = agreed(platform, lambda: checkpoint.load(resume, platform, begin, dtype))
+    first_step, out = state.step, Path(chosen.out)
+    run = run_id(out, resume)
+    records = [{**record, "run": run} for record in inputs.earlier]
 
     with ExitStack() as stack:
-        write, show = [], None
-        if platform.rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            writer = MetricsWriter(out, earlier)
-            stack.callback(writer.close)
-            show = stack.enter_context(show_progress(chosen.steps, state.step))
-            write = [writer.write, show]
-        while state.step < chosen.steps:
+        rank_0 = platform.rank == 0
+        writer = agreed(platform, lambda: stack.enter_context(_metrics(out, run, chosen, records)) if rank_0 else None)
+        show = stack.enter_context(show_progress(chosen.steps, state.step)) if rank_0 else None
+        reference = Reference(platform, chosen, state) if chosen.verify else None
+
+        def save() -> None:
+            if writer is not None:
+                writer.sync()
+            directory = out / checkpoint.DIRECTORY
+            checkpoint.save(directory, platform, state, chosen, run=run, text=inputs.text.digest)
+
+        while True:
             batch = global_batch(
-                text.tokens, seed=chosen.seed, step=state.step, sequences=chosen.sequences, seq_len=chosen.seq_len
+                inputs.text.tokens,
+                seed=chosen.seed,
+                step=state.step,
+                sequences=chosen.sequences,
+                seq_len=chosen.seq_len,
             )
             began = time.perf_counter()
-            state, result = train_step(platform, chosen, state, batch)
-            record = record_of(state.step, result, chosen.batch_tokens / (time.perf_counter() - began))
-            if not math.isfinite(result.loss):
-                raise ValueError(f"the loss is {result.loss} at step {state.step}; try a lower --lr than {chosen.lr:g}")
+            gradients = find_gradients(platform, chosen, state, batch)
+            seconds = time.perf_counter() - began
+            last = state.step == chosen.steps
+            when = f"after step {state.step}, the last one" if last else f"at step {state.step + 1}"
+            require_sound(chosen, gradients.result, when)
+            # Only now: weights that give no loss, or no gradient, must not replace a checkpoint that does.
+            if last or (chosen.save_every and state.step % chosen.save_every == 0 and state.step > first_step):
+                save()
+            if last:
+                break
+            began = time.perf_counter()
+            state = take_step(platform, chosen, state, gradients)
+            seconds += time.perf_counter() - began
+            record = record_of(run, state.step, gradients.result, chosen.batch_tokens / seconds)
             if reference is not None:
-                record["reference_loss"] = reference.step(batch, state, result)
+                record["reference_loss"] = reference.step(batch, state, gradients.result)
             records.append(record)
-            for consume in write:
-                consume(record)
-            if state.step == chosen.steps or (chosen.save_every and state.step % chosen.save_every == 0):
-                checkpoint.save(out / checkpoint.DIRECTORY, platform, state, chosen)
+            if writer is not None and show is not None:
+                writer.write(record)
+                show(record)
             step_done()
 
-    verdict = reference.agree() if reference is not None else None
-    summary = summarize(chosen, records, verdict)
-    if platform.rank == 0:
-        write_outputs(
-            out,
-            settings=chosen,
-            text=text,
-            records=records,
-            summary=summary,
-            verdict=verdict,
-            dtype=dtype,
-            parameters=sum(math.prod(whole_shape(platform, parameter)) for parameter in state.parameters.values()),
-            environment=describe_environment(platform),
-        )
+        verdict = reference.agree() if reference is not None else None
+        summary = summarize(chosen, records, verdict)
+        if rank_0:
+            remark = write_outputs(
+                out,
+                settings=chosen,
+                text=inputs.text,
+                records=records,
+                summary=summary,
+                verdict=verdict,
+                dtype=dtype,
+                parameters=sum(math.prod(whole_shape(platform, parameter)) for parameter in state.parameters.values()),
+                environment={"Run": run, **describe_environment(platform)},
+            )
+            summary["lines"] += [remark] if remark else []
     return summary
+
+
+@contextmanager
+def _metrics(out: Path, run: str, settings: Settings, earlier: Sequence[dict[str, Any]]) -> Iterator[MetricsWriter]:
+    """The metrics of a run, in a directory that is its own for as long as it writes there."""
+    with claimed(out, run, overwrite=settings.overwrite), closing(MetricsWriter(out, earlier)) as writer:
+        yield writer
 
 
 def require_same_text(platform: Platform[Any], text: Text) -> None:

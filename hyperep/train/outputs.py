@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperep.train.pictures import expert_load_picture, loss_picture
-from hyperep.train.report import report_page
+from hyperep.drawing import import_matplotlib
+from hyperep.train.claim import PAGE, PICTURES
+from hyperep.train.report import Picture, report_page
 from hyperep.train.settings import Settings
 from hyperep.train.text import Text
 from hyperep.train.themes import DARK, LIGHT
 from hyperep.train.verify import Verdict
 
-__all__ = ["REPORT", "write_outputs"]
+__all__ = ["write_outputs"]
 
-REPORT = "report.html"
 _STYLE_NAMES = {"ep": "expert parallelism", "tp": "tensor parallelism", "etp": "expert and tensor parallelism"}
 
 
@@ -32,14 +32,19 @@ def write_outputs(
     dtype: str,
     parameters: int,
     environment: Mapping[str, str],
-) -> None:
-    """Write ``loss.png``, ``expert_load.png`` and ``report.html`` to *out*; on one rank only."""
+) -> str | None:
+    """Write ``loss.png``, ``expert_load.png`` and ``report.html`` to *out*; on one rank only.
+
+    Returns:
+        Why there are no pictures, if they could not be drawn: a run that is done does not fail for that.
+    """
     ranks = int(environment["Ranks"])
-    owners = 1 if settings.style == "tp" else ranks // settings.tp
-    loss = {theme.name: loss_picture(records, theme) for theme in (LIGHT, DARK)}
-    load = {theme.name: expert_load_picture(records, owners=owners, theme=theme) for theme in (LIGHT, DARK)}
-    (out / "loss.png").write_bytes(loss[LIGHT.name])
-    (out / "expert_load.png").write_bytes(load[LIGHT.name])
+    remark = None
+    pictures: list[tuple[str, str, Picture]] = []
+    try:
+        pictures = _draw(out, records, owners=1 if settings.style == "tp" else ranks // settings.tp)
+    except Exception as error:
+        remark = f"pictures were not drawn: {type(error).__name__}: {' '.join(str(error).split())}"
     bits = summary["last_loss"] / math.log(2)
     page = report_page(
         title="hyperep training run",
@@ -63,22 +68,35 @@ def write_outputs(
             ("Steps", f"{summary['steps']:,}", f"{summary['steps'] * settings.batch_tokens:,} tokens"),
         ],
         verdict=None if verdict is None else (verdict.passed, _sentence(verdict.describe())),
-        pictures=[
-            ("Training loss", "Mean cross entropy of each step's batch over all ranks, before the update.", loss),
-            (
-                "Expert load over the steps",
-                "Rows that each expert got, over all ranks. An even share is 1; experts are named by their number, and "
-                "lines part those of different ranks.",
-                load,
-            ),
-        ],
+        pictures=pictures,
         tables=[
             ("Final figures", _final_figures(records[-1], summary, verdict)),
             ("Environment", environment),
             ("Settings", _settings(settings, text) | {"dtype": dtype}),
         ],
     )
-    (out / REPORT).write_text(page, encoding="utf-8")
+    (out / PAGE).write_text(page, encoding="utf-8")
+    return remark
+
+
+def _draw(out: Path, records: Sequence[dict[str, Any]], *, owners: int) -> list[tuple[str, str, Picture]]:
+    """Write the pictures, and return them with their headings and captions."""
+    import_matplotlib()
+    from hyperep.train.pictures import expert_load_picture, loss_picture
+
+    loss = {theme.name: loss_picture(records, theme) for theme in (LIGHT, DARK)}
+    load = {theme.name: expert_load_picture(records, owners=owners, theme=theme) for theme in (LIGHT, DARK)}
+    for name, picture in zip(PICTURES, (loss, load), strict=True):
+        (out / name).write_bytes(picture[LIGHT.name])
+    return [
+        ("Training loss", "Mean cross entropy of each step's batch over all ranks, before the update.", loss),
+        (
+            "Expert load over the steps",
+            "Rows that each expert got, over all ranks. An even share is 1; experts are named by their number, and "
+            "lines part those of different ranks.",
+            load,
+        ),
+    ]
 
 
 def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict: Verdict | None) -> dict[str, str]:
@@ -99,7 +117,9 @@ def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict:
 
 
 def _settings(settings: Settings, text: Text) -> dict[str, str]:
-    shown = {name.replace("_", " "): str(value) for name, value in settings.as_dict().items() if value is not None}
+    # Of a run's paths the page shows none: people pass it on, and a path tells whose machine it was.
+    values = {**settings.as_dict(), "out": None, "overwrite": None, "resume": settings.resume and "yes"}
+    shown = {name.replace("_", " "): str(value) for name, value in values.items() if value is not None}
     shown["text"] = f"{text.source}: {len(text.tokens):,} bytes of {text.files:,} files, SHA-256 {text.digest[:16]}"
     return shown
 

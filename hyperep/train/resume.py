@@ -30,8 +30,8 @@ def settings_for(given: Mapping[str, Any], resume: str | None) -> Settings:
                 f"{name}={given[name]}, but the checkpoint in {manifest.directory} was trained with {stored}; leave "
                 f"the option out, or begin a new run"
             )
-    # A run that was moved goes on where it is now; whether to verify is asked anew each time.
-    base = replace(manifest.settings, out=str(manifest.directory.parent), verify=False)
+    # A run that was moved goes on where it is now; whether to verify, or to overwrite, is asked anew each time.
+    base = replace(manifest.settings, out=str(manifest.directory.parent), verify=False, overwrite=False)
     settings = replace(base, **given, resume=resume)
     if settings.steps <= manifest.step:
         raise ValueError(

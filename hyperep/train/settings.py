@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -47,6 +48,8 @@ class Settings:
     save_every: int = 0
     """Steps between checkpoints; 0 writes one at the end only."""
     out: str = "run"
+    overwrite: bool = False
+    """Whether another run in ``out`` is replaced; else it is an error."""
     resume: str | None = None
     """A directory that an earlier run wrote."""
 
@@ -70,6 +73,8 @@ class Settings:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("warmup_steps", "weight_decay", "balance", "save_every", "seed"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        for name in ("lr", "clip_norm", "weight_decay", "balance"):
+            _require(math.isfinite(getattr(self, name)), f"{name}={getattr(self, name)} must be a finite number")
         for name in ("lr", "clip_norm"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above zero")
         _require(self.top_k <= self.experts, f"top_k={self.top_k} must not be above experts={self.experts}")
@@ -118,11 +123,27 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from what :meth:`as_dict` returned; names that this version does not know are an error."""
-        unknown = set(values) - {field.name for field in fields(cls)}
-        _require(not unknown, f"unknown settings {sorted(unknown)}; known are {[field.name for field in fields(cls)]}")
+        """Settings from what :meth:`as_dict` returned.
+
+        Raises:
+            ValueError: a name is unknown to this version, or a value is of another type than it has here.
+        """
+        types = {field.name: str(field.type) for field in fields(cls)}
+        unknown = set(values) - set(types)
+        _require(not unknown, f"unknown settings {sorted(unknown)}; known are {list(types)}")
+        for name, value in values.items():
+            _require(type(value) in _TYPES[types[name]], f"{name}={value!r} must be of type {types[name]}")
         return cls(**values)
 
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "str | None": (str, type(None)),
+}
+"""What a field of each type may hold. A ``bool`` is no ``int`` here."""
 
 MODEL_FIELDS = ("experts", "top_k", "dim", "layers", "heads")
 """What makes the model's function: a run that goes on from a checkpoint must not change it."""

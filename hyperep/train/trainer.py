@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +19,21 @@ from hyperep.train.model import LanguageModel
 from hyperep.train.optimizer import Moments
 from hyperep.train.parallel import Parallel, parallelize
 from hyperep.train.precision import choose_dtype, in_precision
-from hyperep.train.settings import Settings
+from hyperep.train.settings import VOCABULARY, Settings
 
-__all__ = ["StepResult", "TrainState", "new_state", "train_step"]
+__all__ = [
+    "Gradients",
+    "StepResult",
+    "TrainState",
+    "find_gradients",
+    "new_state",
+    "require_sound",
+    "take_step",
+    "train_step",
+]
+
+DIVERGED = 10 * math.log(VOCABULARY)
+"""A loss, in nats per byte, that no weights have from which training could go on: ten times that of a uniform guess."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,10 +69,30 @@ def new_state(platform: Platform[Any], settings: Settings, *, unsharded: bool = 
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gradients:
+    """What a batch says about the weights, before anything is changed by it."""
+
+    clipped: Mapping[str, Any]
+    """By the parameter's path, like this rank's part of it."""
+    result: StepResult
+
+
 def train_step(
     platform: Platform[Any], settings: Settings, state: TrainState, batch: np.ndarray
 ) -> tuple[TrainState, StepResult]:
     """Train on one global batch ``[sequences, seq_len + 1]``, of which this rank takes its part.
+
+    Raises:
+        ValueError: as :func:`require_sound` does; the state is as it was.
+    """
+    gradients = find_gradients(platform, settings, state, batch)
+    require_sound(settings, gradients.result, f"at step {state.step + 1}")
+    return take_step(platform, settings, state, gradients), gradients.result
+
+
+def find_gradients(platform: Platform[Any], settings: Settings, state: TrainState, batch: np.ndarray) -> Gradients:
+    """The first part of a step, which changes nothing.
 
     Besides the host copy of each dispatch there is one, of the step's few figures, at its end.
     """
@@ -88,23 +122,46 @@ def train_step(
     # 3. Sum over ranks; the figures travel with the gradients.
     gradients, (loss, load) = sum_gradients(platform, parameters, gradients, parallel, [xp.reshape(loss, (1,)), load])
 
-    # 4. Clip, and update.
+    # 4. Clip.
     norm = global_norm(platform, parameters, gradients, parallel)
     scale = clip_scale(platform, norm, settings.clip_norm)
+    clipped = {name: gradient * scale for name, gradient in gradients.items()}
+
+    # 5. Host sync here, the only one that is not a dispatch's: whether to update is decided by what it brings.
+    loss_host, norm_host, load_host = platform.to_host(loss, norm, load)
+    result = StepResult(
+        loss=float(loss_host[0]), gradient_norm=float(norm_host), expert_load=load_host.round().astype(np.int64)
+    )
+    return Gradients(clipped=clipped, result=result)
+
+
+def require_sound(settings: Settings, result: StepResult, when: str) -> None:
+    """Check that weights with these figures are worth going on from; *when* tells people which ones they are.
+
+    Raises:
+        ValueError: the loss or the norm of its gradient is not finite, or the loss is beyond all measure. All ranks
+            have the same figures.
+    """
+    for what, value in (("the loss", result.loss), ("the norm of the gradient", result.gradient_norm)):
+        if not math.isfinite(value):
+            raise ValueError(f"{what} is {value} {when}; try a lower --lr than {settings.lr:g}")
+    if result.loss > DIVERGED:
+        raise ValueError(
+            f"the loss is {result.loss:g} {when}, more than ten times that of a uniform guess: training has diverged; "
+            f"try a lower --lr than {settings.lr:g}"
+        )
+
+
+def take_step(platform: Platform[Any], settings: Settings, state: TrainState, gradients: Gradients) -> TrainState:
+    """The second part of a step: update the parameters, in place. No communication."""
     step = state.step + 1
     moments = optimizer.update(
         platform,
-        parameters,
-        {name: gradient * scale for name, gradient in gradients.items()},
+        state.parameters,
+        gradients.clipped,
         state.moments,
         step=step,
         rate=optimizer.learning_rate(step, lr=settings.lr, warmup_steps=settings.warmup_steps),
         weight_decay=settings.weight_decay,
     )
-
-    # 5. Host sync here, the only one that is not a dispatch's.
-    loss_host, norm_host, load_host = platform.to_host(loss, norm, load)
-    result = StepResult(
-        loss=float(loss_host[0]), gradient_norm=float(norm_host), expert_load=load_host.round().astype(np.int64)
-    )
-    return replace(state, moments=moments, step=step), result
+    return replace(state, moments=moments, step=step)

@@ -13,9 +13,13 @@ import pytest
 
 from hyperep.cli import main as hyperep
 from hyperep.loopback import run
+from hyperep.loopback.launch import LoopbackLauncher
+from hyperep.platform.errors import UnsupportedCapability
+from hyperep.platform.spec import API_VERSION, PlatformSpec
 from hyperep.train import trainer
 from hyperep.train.loop import main
 from hyperep.train.metrics import read_metrics
+from hyperep.train.preflight import preflight
 
 OPTIONS = ["--dim", "16", "--heads", "2", "--experts", "4", "--seq-len", "16", "--batch-tokens", "128", "--steps", "2"]
 
@@ -89,9 +93,12 @@ def test_a_run_is_resumed_with_the_settings_that_it_had(command, tmp_path):
         (["--style", "tp", "--tp", "3", "--ranks", "4"], ["tp=3 does not divide the 4 ranks"]),
         (["--platform", "torhc"], ["unknown platform 'torhc'", "installed:", "loopback"]),
         (["--resume", "no-such-run"], ["'no-such-run' holds no checkpoint", "--out"]),
+        (["--lr", "inf"], ["lr=inf must be a finite number"]),
+        (["--lr", "nan"], ["lr=nan must be a finite number"]),
+        (["--balance", "inf"], ["balance=inf must be a finite number"]),
     ],
 )
-def test_bad_input_is_one_message(command, arguments, messages):
+def test_bad_input_is_one_message(command, no_ranks, arguments, messages):
     status, output, errors = command(*arguments)
     assert status == 2
     assert errors.startswith("hyperep: error: ")
@@ -99,6 +106,161 @@ def test_bad_input_is_one_message(command, arguments, messages):
     for message in messages:
         assert message in errors
     assert not output
+
+
+def file_as_out(folder):
+    (folder / "out").write_text("mine")
+    return [], ["/out is a file", "give --out a directory"]
+
+
+def file_above_out(folder):
+    (folder / "file").write_text("mine")
+    return ["--out", str(folder / "file" / "deeper" / "out")], ["/file is a file", "give --out a directory"]
+
+
+def link_to_nowhere_as_out(folder):
+    (folder / "out").symlink_to(folder / "nowhere")
+    return [], ["/out is no directory", "give --out a directory"]
+
+
+def out_that_cannot_be_written(folder):
+    return ["--out", "/proc/self/out"], ["out='/proc/self/out': /proc/self cannot be written", "another --out"]
+
+
+def metrics_that_are_a_directory(folder):
+    (folder / "out" / "metrics.jsonl").mkdir(parents=True)
+    return [], ["metrics.jsonl is a directory", "another --out"]
+
+
+def checkpoint_that_is_a_file(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "checkpoint").touch()
+    return [], ["checkpoint cannot be written (Not a directory)", "another --out"]
+
+
+def another_run_in_out(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "metrics.jsonl").write_text('{"run": "abc", "step": 1}\n')
+    return [], ["holds another run (abc)", "another --out", "--resume", "--overwrite"]
+
+
+def fifo_as_text(folder):
+    os.mkfifo(folder / "pipe")
+    return ["--text", str(folder / "pipe")], ["pipe is no regular file", "--text"]
+
+
+def fifo_in_the_text(folder):
+    (folder / "texts").mkdir()
+    os.mkfifo(folder / "texts" / "pipe")
+    return ["--text", str(folder / "texts")], ["pipe is no regular file", "--text"]
+
+
+def link_to_nowhere_in_the_text(folder):
+    (folder / "texts").mkdir()
+    (folder / "texts" / "link").symlink_to(folder / "nowhere")
+    return ["--text", str(folder / "texts")], ["link cannot be read (No such file or directory)", "--text"]
+
+
+MISTAKES = [
+    file_as_out,
+    file_above_out,
+    link_to_nowhere_as_out,
+    out_that_cannot_be_written,
+    metrics_that_are_a_directory,
+    checkpoint_that_is_a_file,
+    another_run_in_out,
+    fifo_as_text,
+    fifo_in_the_text,
+    link_to_nowhere_in_the_text,
+]
+
+
+@pytest.fixture
+def no_ranks(monkeypatch):
+    """Have the start of ranks fail the test."""
+    monkeypatch.setattr(LoopbackLauncher, "run", lambda *arguments, **keywords: pytest.fail("ranks were started"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_with_files_is_one_line_before_any_rank_starts(command, no_ranks, tmp_path, mistake):
+    arguments, messages = mistake(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    status, output, errors = command(*arguments)
+    assert status == 2
+    assert errors.startswith("hyperep: error: ")
+    assert errors.count("\n") == 1
+    for message in messages:
+        assert message in errors
+    assert not output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def cut_off(directory):
+    path = directory / "model-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    return "model-2.safetensors is damaged"
+
+
+def one_bit(directory):
+    path = directory / "optimizer-2.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return "optimizer-2.safetensors is damaged"
+
+
+def no_file(directory):
+    (directory / "model-2.safetensors").unlink()
+    return "model-2.safetensors is gone"
+
+
+def foreign(directory):
+    (directory / "state.json").write_text('{"epoch": 3, "best_model_checkpoint": null}')
+    return "state.json cannot be read: KeyError: 'format'"
+
+
+def foreign_metrics(directory):
+    (directory.parent / "metrics.jsonl").write_text("step,loss\n1,5.5\n")
+    return "metrics.jsonl, line 1, is no record of a step"
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("damage", [cut_off, one_bit, no_file, foreign, foreign_metrics])
+def test_a_damaged_checkpoint_is_one_line_before_any_rank_starts(command, request, tmp_path, damage):
+    assert command()[0] == 0
+    message = damage(tmp_path / "out" / "checkpoint")
+    request.getfixturevalue("no_ranks")
+    status, output, errors = command("--resume", str(tmp_path / "out"), "--steps", "3")
+    assert (status, errors.count("\n"), output) == (2, 1, "")
+    assert errors.startswith("hyperep: error: ")
+    assert message in errors
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_another_text_than_before_is_one_line_before_any_rank_starts(command, request, tmp_path, text):
+    assert command()[0] == 0
+    Path(text).write_text(Path(text).read_text().replace("return", "RETURN", 1))
+    request.getfixturevalue("no_ranks")
+    status, _, errors = command("--resume", str(tmp_path / "out"), "--steps", "3")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert f"text {text!r} is not the one that the checkpoint" in errors
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_directory_is_used_again_for_another_run_if_one_says_so(command, tmp_path):
+    assert command()[0] == 0
+    first = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert command()[0] == 2
+    status, _, errors = command("--overwrite", "--seed", "1")
+    assert status == 0, errors
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() != first
+
+
+def test_double_precision_of_a_platform_that_never_has_it_is_told_before_any_rank_starts(small):
+    spec = PlatformSpec(name="x", api_version=API_VERSION, factory="x:y", probe="x:y")
+    with pytest.raises(UnsupportedCapability, match="'x' does not support float64: train with --dtype float32"):
+        preflight(small(dtype="float64"), spec, 1)
+    preflight(small(), spec, 1)
 
 
 def test_a_rank_that_fails_shows_its_error(command, monkeypatch):
@@ -117,10 +279,10 @@ def test_a_rank_that_fails_shows_its_error(command, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_loss_that_is_no_number_ends_the_run(command):
+def test_a_gradient_that_is_no_number_ends_the_run(command):
     status, _, errors = command("--ranks", "2", "--lr", "1e300", "--steps", "9")
     assert status == 2
-    assert re.search(r"the loss is nan at step \d; try a lower --lr than 1e\+300", errors)
+    assert re.search(r"the norm of the gradient is nan at step 2; try a lower --lr than 1e\+300", errors)
 
 
 @pytest.mark.parametrize(

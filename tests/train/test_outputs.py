@@ -3,7 +3,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +15,13 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from hyperep.train import pictures
 from hyperep.train.metrics import MetricsWriter, imbalance, read_metrics
 from hyperep.train.pictures import expert_load_picture, loss_picture
 from hyperep.train.progress import show_progress
 from hyperep.train.report import report_page
+from hyperep.train.resume import settings_for
+from hyperep.train.text import load_text
 from hyperep.train.themes import DARK, LIGHT
 
 
@@ -49,6 +55,8 @@ def test_a_run_leaves_metrics_pictures_report_and_checkpoint(train, small):
         "report.html",
         "checkpoint",
     }
+    (run,) = {json.loads(line)["run"] for line in (out / "metrics.jsonl").read_text().splitlines()}
+    assert json.loads((out / "checkpoint" / "state.json").read_text())["run"] == run
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all({"step", "loss", "tokens_per_s", "expert_load"} <= set(line) for line in lines)
@@ -57,8 +65,95 @@ def test_a_run_leaves_metrics_pictures_report_and_checkpoint(train, small):
     assert page.tags.count("img") == 2
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    for expected in ("Every step agrees", f"{lines[-1]['loss']:.6f}", "loopback", "batch tokens", "numpy", "SHA-256"):
+    for expected in (
+        run,
+        "Every step agrees",
+        f"{lines[-1]['loss']:.6f}",
+        "loopback",
+        "batch tokens",
+        "numpy",
+        "SHA-256",
+    ):
         assert expected in page.text, expected
+
+
+def test_the_report_does_not_tell_whose_machine_it_was(train, small, text, tmp_path, monkeypatch):
+    home = tmp_path / "home" / "alice"
+    (home / "texts").mkdir(parents=True)
+    (home / "texts" / "own.txt").write_bytes(Path(text).read_bytes())
+    monkeypatch.setenv("HOME", str(home))
+    first = small(steps=1, text=str(home / "texts"), out=str(home / "run"))
+    train(1, first)
+    train(1, settings_for({"steps": 2}, first.out))
+    report = (home / "run" / "report.html").read_text()
+    assert "alice" not in report
+    assert str(tmp_path) not in report
+    page = Page(report)
+    assert "texts: " in page.text
+    assert re.search(r"resume\s+yes", page.text)
+
+
+def test_the_report_of_a_run_on_the_standard_library_does_not_tell_where_it_lies():
+    source = load_text(None).source
+    assert re.fullmatch(r"source of the standard library of Python \d\.\d+", source)
+
+
+BROKEN_MATPLOTLIB = {
+    "absent": (sys.modules, "matplotlib.figure", None),
+    "wrong": (pictures, "loss_picture", lambda *arguments: 1 / 0),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN_MATPLOTLIB)
+def test_pictures_that_cannot_be_drawn_do_not_fail_a_run(train, small, monkeypatch, how):
+    where, name, what = BROKEN_MATPLOTLIB[how]
+    if where is sys.modules:
+        monkeypatch.delitem(sys.modules, "hyperep.train.pictures")
+        monkeypatch.setitem(where, name, what)
+    else:
+        monkeypatch.setattr(where, name, what)
+    settings = small(steps=1)
+    summary, _ = train(1, settings)
+    assert re.match(r"pictures were not drawn: (ZeroDivisionError|ModuleNotFoundError): ", summary["lines"][-1])
+    out = Path(settings.out)
+    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "report.html", "checkpoint"}
+    page = Page((out / "report.html").read_text())
+    assert "Final figures" in page.text
+    assert "img" not in page.tags
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_the_environment_of_a_notebook_changes_nothing(text, tmp_path, backend):
+    options = "--platform loopback --dim 8 --heads 2 --experts 2 --top-k 1 --layers 1 --seq-len 8 --batch-tokens 16"
+    end = subprocess.run(
+        [sys.executable, "-m", "hyperep", "train", *options.split(), "--steps", "1", "--text", text],
+        env={**os.environ, "MPLBACKEND": backend},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert end.returncode == 0, end.stderr
+    assert "not drawn" not in end.stdout
+    assert imread(tmp_path / "run" / "loss.png").shape[0] > 100
+    assert imread(tmp_path / "run" / "expert_load.png").shape[0] > 100
+
+
+def test_matplotlib_is_imported_with_the_backend_of_the_environment_where_it_is_there():
+    code = (
+        "import os; from hyperep.drawing import import_matplotlib; import_matplotlib(); import matplotlib;"
+        "print(matplotlib.rcParams['backend'], os.environ['MPLBACKEND'])"
+    )
+    for backend, shown in (("svg", "svg svg"), ("nonsense", "nonsense")):
+        end = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "MPLBACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert end.returncode == 0, end.stderr
+        assert end.stdout.strip().endswith(shown)
 
 
 def test_the_report_escapes_what_it_shows():
@@ -98,6 +193,44 @@ def test_pictures_of_runs_of_any_length(steps, theme):
 
 def test_imbalance_is_that_of_the_worst_layer():
     assert imbalance(record(1)) == 2.0  # 4 against a mean of 2; layer 1 is even
+
+
+def test_metrics_are_never_fewer_than_before_while_a_run_goes_on_from_them(tmp_path, monkeypatch):
+    earlier = [record(1), record(2)]
+    MetricsWriter(tmp_path, earlier).close()
+    seen, path = [], tmp_path / "metrics.jsonl"
+
+    def look(real):
+        def looking(*arguments, **keywords):
+            seen.append(path.read_text())
+            return real(*arguments, **keywords)
+
+        return looking
+
+    with monkeypatch.context() as patch:  # whatever a kill can come between
+        for where, name in ((os, "replace"), (os, "fsync"), (Path, "write_bytes")):
+            patch.setattr(where, name, look(getattr(where, name)))
+        writer = MetricsWriter(tmp_path, earlier)
+        writer.write(record(3))
+        writer.sync()
+    assert len(seen) == 5
+    assert all(text.startswith(seen[0]) for text in seen)
+    assert [r["step"] for r in read_metrics(tmp_path, last_step=9)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_metrics_are_json_and_json_has_no_nan(tmp_path, value):
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        writer.write({"step": 1, "loss": value})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "null", '"step"', '{"loss": 1}', '{"step": "1"}', '{"step": NaN}', ""])
+def test_a_line_that_is_no_record_is_said_with_its_number(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n" + line + "\n" + json.dumps(record(2)) + "\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, is no record of a step"):
+        read_metrics(tmp_path, last_step=9)
 
 
 def test_metrics_survive_a_run_that_was_cut_off(tmp_path):

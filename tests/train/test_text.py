@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading text, and cutting batches from it."""
 
+import os
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -31,6 +35,59 @@ def test_a_directory_is_read_in_order_without_hidden_and_binary_files(tmp_path):
 def test_a_text_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere' does not exist; --text takes a file or a directory"):
         load_text(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_fifo_is_an_error_and_no_wait_for_ever(tmp_path, inside):
+    (tmp_path / "a.txt").write_text("one")
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path if inside else tmp_path / "pipe"
+    with pytest.raises(ValueError, match=rf"text '{path}': .*pipe is no regular file .* with --text"):
+        load_text(str(path))
+
+
+def test_a_socket_and_an_endless_device_are_no_text(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        with pytest.raises(ValueError, match="is no regular file"):
+            load_text(str(tmp_path))
+    with pytest.raises(ValueError, match="/dev/zero is no regular file"):
+        load_text("/dev/zero")
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"link cannot be read \(No such file or directory\)"):
+        load_text(str(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_may_not_be_read_is_not_left_out_in_silence(tmp_path, monkeypatch, what):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b" / "two.txt").write_text("two")
+    if os.geteuid():
+        (tmp_path / "b" if what == "folder" else tmp_path / "a.txt").chmod(0)
+    else:  # root may read everything
+
+        def forbid(name, real):
+            def call(path, *arguments):
+                if str(path) == str(name):
+                    raise PermissionError(13, "Permission denied", str(path))
+                return real(path, *arguments)
+
+            return call
+
+        if what == "folder":
+            monkeypatch.setattr(os, "scandir", forbid(tmp_path / "b", os.scandir))
+        else:
+            monkeypatch.setattr(Path, "read_bytes", forbid(tmp_path / "a.txt", Path.read_bytes))
+    name = "b" if what == "folder" else "a.txt"
+    with pytest.raises(
+        OSError, match=rf"{name} cannot be read \(Permission denied\); mend that, or name another --text"
+    ):
+        load_text(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
