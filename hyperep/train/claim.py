@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hyperep.train import checkpoint, manifest, metrics
-from hyperep.train.durable import PARTIAL, make_directory
+from hyperep.train.durable import make_directory
 from hyperep.train.manifest import Manifest
 
 __all__ = ["PAGE", "PICTURES", "check_claim", "claimed", "run_id"]
@@ -63,7 +63,6 @@ def claimed(out: Path, run: str, *, overwrite: bool) -> Iterator[None]:
         _require_own(out, run, overwrite)
         _clear(out, run)
         checkpoint.sweep(out / checkpoint.DIRECTORY)
-        (out / (metrics.FILE_NAME + PARTIAL)).unlink(missing_ok=True)
         yield
 
 
