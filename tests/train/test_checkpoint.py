@@ -273,7 +273,7 @@ def test_files_of_two_checkpoints_are_no_checkpoint(train, small):
     train(1, second)
     directory = Path(first.out) / "checkpoint"
     os.replace(Path(second.out) / "checkpoint" / "model-2.safetensors", directory / "model-1.safetensors")
-    with pytest.raises(ValueError, match="is of step 2 and holds .* they were not written together"):
+    with pytest.raises(ValueError, match=r"is of step 2 and holds .* they were not written together"):
         checkpoint.check(checkpoint.read_manifest(first.out))
 
 
