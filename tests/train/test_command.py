@@ -13,10 +13,9 @@ import pytest
 
 from hyperep.cli import main as hyperep
 from hyperep.loopback import run
-from hyperep.loopback.launch import LoopbackLauncher
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.spec import API_VERSION, PlatformSpec
-from hyperep.train import trainer
+from hyperep.train import launch, trainer
 from hyperep.train.loop import main
 from hyperep.train.metrics import read_metrics
 from hyperep.train.preflight import preflight
@@ -178,7 +177,7 @@ MISTAKES = [
 @pytest.fixture
 def no_ranks(monkeypatch):
     """Have the start of ranks fail the test."""
-    monkeypatch.setattr(LoopbackLauncher, "run", lambda *arguments, **keywords: pytest.fail("ranks were started"))
+    monkeypatch.setattr(launch, "run_on_ranks", lambda *arguments, **keywords: pytest.fail("ranks were started"))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
