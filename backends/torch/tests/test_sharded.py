@@ -2,8 +2,6 @@
 """Sharded parameters are DTensors that PyTorch's own tools understand; between real gloo processes."""
 
 import copy
-import pathlib
-import re
 
 import numpy as np
 import pytest
@@ -241,33 +239,6 @@ def _training(platform, folder):
 
 def test_optimizer_clipping_and_distributed_checkpoint(four, tmp_path):
     four.run(_training, str(tmp_path))
-
-
-def _clipped(platform):
-    """The README's clipping of replicated and sharded gradients together, against the norm of whole gradients."""
-    readme = pathlib.Path(__file__).parents[1] / "README.md"
-    (program,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    names = {}
-    exec(program, names)
-    layer = _layer(platform)
-    hyperep.ExpertParallel().apply(layer.experts, hyperep.init_device_mesh(platform, (4,), ("ep",)))
-    layer(_tokens(platform.rank)).square().sum().backward()
-    for p in layer.router.parameters():
-        p.grad = platform.all_reduce(p.grad)
-
-    def whole():
-        grads = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in layer.parameters()]
-        return torch.cat([g.flatten() for g in grads]).norm()
-
-    before = whole()
-    norm = names["clip_grad_norm"]([list(layer.router.parameters()), list(layer.experts.parameters())], 0.5)
-    assert before > 1
-    assert abs(norm / before - 1) < 1e-5
-    assert abs(whole() / 0.5 - 1) < 1e-4
-
-
-def test_clipping_as_the_readme_does_it(four):
-    four.run(_clipped)
 
 
 def _copied(platform):
