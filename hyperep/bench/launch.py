@@ -16,6 +16,7 @@ from hyperep.launch.tasks import refuse_tasks
 from hyperep.launch.timeout import step_timeout
 from hyperep.platform.reference import resolve
 from hyperep.platform.selection import get_platform, select, use_platform
+from hyperep.styles.expert import Exchange
 
 __all__ = ["PROGRAM", "start"]
 
@@ -30,6 +31,7 @@ def start(
     repetitions: int,
     naive: bool,
     together: bool = False,
+    exchange: Exchange = "tokens",
 ) -> list[dict[str, Any]] | None:
     """Measure *shapes* on new ranks of a platform, or as one rank of the launch that this process is part of.
 
@@ -52,6 +54,7 @@ def start(
         "repetitions": repetitions,
         "naive": naive,
         "together": together,
+        "exchange": exchange,
     }
     if launcher is not None and launcher.joined():
         with use_platform(spec.name) as platform:

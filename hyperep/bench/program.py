@@ -12,18 +12,27 @@ import numpy as np
 from hyperep.bench import memory, theory
 from hyperep.bench.case import Case
 from hyperep.bench.counting import CountingPlatform, nbytes
+from hyperep.bench.data import Data
+from hyperep.bench.layer import Layer
 from hyperep.bench.naive import reason_against
 from hyperep.bench.progress import show_progress
 from hyperep.bench.shapes import Shape
 from hyperep.bench.timing import interleaved, wait
 from hyperep.mesh import init_device_mesh
 from hyperep.platform.protocol import Platform
+from hyperep.styles import ExpertParallel
+from hyperep.styles.expert import Exchange
 
 __all__ = ["count", "measure", "run"]
 
 
 def run(
-    platform: Platform[Any], shapes: Sequence[Mapping[str, Any]], repetitions: int, naive: bool, together: bool = False
+    platform: Platform[Any],
+    shapes: Sequence[Mapping[str, Any]],
+    repetitions: int,
+    naive: bool,
+    together: bool = False,
+    exchange: Exchange = "tokens",
 ) -> list[dict[str, Any]]:
     """Measure each of *shapes* (fields of :class:`Shape`) on all ranks of the world. Collective.
 
@@ -35,9 +44,9 @@ def run(
     found = []
     with show_progress(platform.rank == 0) as progress:
         for group in [chosen] if together else [[shape] for shape in chosen]:
-            cases = [Case(mesh, shape) for shape in group]
+            cases = [Case(mesh, shape, exchange) for shape in group]
             for case, record in zip(cases, measure(cases, repetitions, naive, progress), strict=True):
-                found.append(record | count(platform, case.shape))
+                found.append(record | count(platform, case.shape, exchange))
     return found
 
 
@@ -49,11 +58,8 @@ def measure(
     reason = reason_against(platform) if naive else "not asked for"
     contestants: dict[tuple[int, str], Callable[[], Any]] = {}
     for number, case in enumerate(cases):
-        own = {"forward": case.forward, "forward_backward": case.forward_backward, "limit": case.limit}
-        if not reason:
-            case.check_naive()
-            own["naive"] = case.naive_forward_backward
-        contestants |= {(number, name): function for name, function in own.items()}
+        case.check(naive=not reason)
+        contestants |= {(number, name): function for name, function in case.contestants(naive=not reason).items()}
     times = interleaved(platform, contestants, repetitions, progress=functools.partial(progress, names))
     return [
         _record(case, {name: values for (of, name), values in times.items() if of == number}, reason)
@@ -67,31 +73,40 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
     return {
         "shape": case.shape.name,
         "ranks": case.mesh.size(),
+        "exchange": case.exchange,
         "forward_ms": median["forward"],
         "forward_backward_ms": layer,
         "limit_ms": median["limit"],
         "ratio_to_limit": layer / median["limit"],
+        "rows_ms": median["rows"],
+        "speedup_over_rows": median["rows"] / layer,
+        "rows_limit_ms": median["rows_limit"],
         "naive_ms": median.get("naive"),
         "speedup_over_naive": median["naive"] / layer if "naive" in median else None,
         "naive_left_out": reason or None,
         "spread_ms": {name: np.percentile(values, (25, 75)).tolist() for name, values in times.items()},
         "saved_bytes": memory.saved_bytes(
-            case.platform, case.forward_recorded, [case.platform.local(p) for p in case.parameters.values()]
+            case.platform, case.layer.forward_recorded, list(case.layer.local_parameters().values())
         ),
-        "peak_bytes": memory.peak_bytes(case.platform, lambda: wait(case.platform, case.forward_backward())),
+        "peak_bytes": memory.peak_bytes(case.platform, lambda: wait(case.platform, case.layer.forward_backward())),
     }
 
 
-def count(platform: Platform[Any], shape: Shape) -> dict[str, Any]:
+def count(platform: Platform[Any], shape: Shape, exchange: Exchange = "tokens") -> dict[str, Any]:
     """What the layer moves, summed over all ranks where it is bytes, and what it must move."""
     counting: Any = CountingPlatform(platform)
-    case = Case(init_device_mesh(counting, (platform.world_size,), ("ep",)), shape)
+    mesh = init_device_mesh(counting, (platform.world_size,), ("ep",))
+    data = Data(counting, shape, platform.rank)
+    layer = Layer(data, mesh, ExpertParallel(exchange=exchange))
     counting.take()
-    pullback = case.forward_recorded()
+    pullback = layer.forward_recorded()
     forward = counting.take()
     wait(platform, pullback())
     backward = counting.take()
     sent = platform.from_host(np.array([forward.wire_bytes + backward.wire_bytes], dtype=np.int64))
+    token_bytes, ranks = nbytes(data.tokens) // max(shape.tokens, 1), platform.world_size
+    by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes)
+    by_rows = theory.row_wire_bytes(shape.counts(ranks), token_bytes)
     return {
         "host_copies": forward.host_copies + backward.host_copies,
         "collectives": {
@@ -99,5 +114,6 @@ def count(platform: Platform[Any], shape: Shape) -> dict[str, Any]:
             "backward": {"small": backward.small, "large": backward.large},
         },
         "wire_bytes": int(platform.to_host(platform.all_reduce(sent))[0][0]),
-        "wire_bytes_theory": theory.wire_bytes(case.all_counts, nbytes(case.rows) // max(shape.rows, 1)),
+        "wire_bytes_theory": by_tokens if exchange == "tokens" else by_rows,
+        "wire_bytes_of_rows": by_rows,
     }

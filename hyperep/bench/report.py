@@ -11,7 +11,7 @@ from rich.table import Table
 __all__ = ["notes", "table"]
 
 _COLUMNS = (
-    *("shape", "ranks", "fwd", "fwd+bwd", "limit", "x limit", "naive", "naive x", "copies", "coll."),
+    *("shape", "ranks", "fwd", "fwd+bwd", "limit", "x limit", "rows", "rows x", "naive", "naive x", "copies", "coll."),
     *("wire", "saved", "peak"),
 )
 
@@ -33,6 +33,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
             _time(r, "forward_backward"),
             _time(r, "limit"),
             f"{r['ratio_to_limit']:.2f}",
+            _time(r, "rows"),
+            f"{r['speedup_over_rows']:.2f}",
             _time(r, "naive"),
             "-" if r["speedup_over_naive"] is None else f"{r['speedup_over_naive']:.2f}",
             str(r["host_copies"]),

@@ -36,32 +36,42 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Rows that one rank sends to routed experts."""
+        """Choices of one rank: what its tokens are to the experts."""
         return self.tokens * self.top_k
 
-    def counts(self, rank: int) -> np.ndarray:
-        """Rows of *rank* for each expert, int64 ``[E]``: drawn evenly, but for the hot experts."""
-        rng = np.random.default_rng([20, rank])
-        hot_rows = round(self.rows * self.hot)
-        counts = rng.multinomial(self.rows - hot_rows, np.full(self.experts, 1.0 / self.experts))
-        counts[: self.hot_experts] += rng.multinomial(hot_rows, np.full(self.hot_experts, 1.0 / self.hot_experts))
-        return counts.astype(np.int64)
+    def choices(self, rank: int) -> np.ndarray:
+        """The experts of each token of *rank*, int64 ``[T, K]``: drawn evenly without repetition, but for the hot ones.
 
-    def all_counts(self, ranks: int) -> np.ndarray:
-        """The counts of all ranks, int64 ``[R, R, L]``: by source rank, owner, and expert of the owner.
-
-        Raises:
-            ValueError: the experts do not divide by the ranks.
+        A hot expert takes the place of choices drawn evenly from all, so one token may have it several times.
         """
+        rng = np.random.default_rng([20, rank])
+        drawn = rng.random((self.tokens, self.experts)).argpartition(self.top_k - 1, axis=1)[:, : self.top_k]
+        flat = drawn.astype(np.int64).ravel()
+        hot = rng.permutation(self.rows)[: round(self.rows * self.hot)]
+        flat[hot] = rng.integers(0, self.hot_experts, size=len(hot))
+        return flat.reshape(self.tokens, self.top_k)
+
+    def counts(self, ranks: int) -> np.ndarray:
+        """Choices by source rank, owner, and expert of the owner, int64 ``[R, R, L]``."""
         self.check(ranks)
-        return np.stack([self.counts(rank).reshape(ranks, -1) for rank in range(ranks)])
+        found = [np.bincount(self.choices(rank).ravel(), minlength=self.experts) for rank in range(ranks)]
+        return np.stack(found).reshape(ranks, ranks, self.experts // ranks)
+
+    def copies(self, ranks: int, owners: int | None = None) -> np.ndarray:
+        """Tokens of each source rank that have an expert of each owner, int64 ``[R, O]``; owners are the ranks, or nodes."""
+        self.check(ranks)
+        owners = ranks if owners is None else owners
+        owner = np.stack([self.choices(rank) // (self.experts // owners) for rank in range(ranks)])  # [R, T, K]
+        return np.stack([(owner == of).any(axis=2).sum(axis=1) for of in range(owners)], axis=1)
 
     def check(self, ranks: int) -> None:
         """Whether the shape can be spread over *ranks*.
 
         Raises:
-            ValueError: the experts do not divide by the ranks.
+            ValueError: the experts do not divide by the ranks, or are fewer than a token chooses.
         """
+        if self.top_k > self.experts:
+            raise ValueError(f"shape {self.name!r} has {self.experts} experts, of which no token can have {self.top_k}")
         if self.experts % ranks:
             raise ValueError(
                 f"shape {self.name!r} has {self.experts} experts, which do not divide by {ranks} ranks; choose a "

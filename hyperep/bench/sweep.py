@@ -15,14 +15,19 @@ __all__ = ["SWEEPS", "Point", "draw", "points", "swept"]
 SWEEPS: Mapping[str, tuple[float, ...]] = {
     "experts": (16, 32, 64, 128, 256, 512),
     "tokens": (256, 512, 1024, 2048, 4096),
+    "top-k": (1, 2, 4, 6, 8),
     "ranks": (1, 2, 4),
     "skew": (0.0, 0.125, 0.25, 0.375, 0.5),
 }
 """The values that each sweep takes."""
 
+_BYTES = ("top-k", "ranks")
+"""Sweeps in which the two exchanges part, so that both are drawn, with their bytes."""
+
 _LABELS = {
     "experts": "experts, at the same rows",
     "tokens": "tokens of each rank",
+    "top-k": "experts of each token",
     "ranks": "ranks",
     "skew": "part of all rows for one hot expert",
 }
@@ -59,7 +64,8 @@ def points(sweep: str, base: Shape, ranks: int) -> list[Point]:
             found.append(Point(value, one, ranks, "one hot expert"))
             found.append(Point(value, spread, ranks, "the same rows, spread over that rank's experts"))
         else:
-            found.append(Point(value, dataclasses.replace(base, **{sweep: int(value)}), ranks))  # type: ignore[arg-type]
+            field = sweep.replace("-", "_")
+            found.append(Point(value, dataclasses.replace(base, **{field: int(value)}), ranks))  # type: ignore[arg-type]
     return found
 
 
@@ -86,29 +92,48 @@ def draw(sweep: str, measured: Sequence[tuple[Point, Mapping[str, Any]]], title:
     """Write the picture of a sweep; its format is that of the name of *path*."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    with_bytes = sweep in _BYTES
+    figure = Figure(figsize=(11 if with_bytes else 7, 4.2), layout="constrained")
+    axes, *beside = figure.subplots(1, 2 if with_bytes else 1, squeeze=False)[0]
     for line in dict.fromkeys(point.line for point, _ in measured):
         of_line = [(point.value, record) for point, record in measured if point.line == line]
         values = [value for value, _ in of_line]
         _plot(axes, values, [r for _, r in of_line], "forward_backward", line)
     of_first = [(point.value, record) for point, record in measured if point.line == measured[0][0].line]
-    looks = (("limit", "limit: raw exchanges and dense products", "0.45"), ("naive", "naive way", "tab:red"))
+    looks = [("limit", "limit: raw exchanges and dense products", "0.45"), ("naive", "naive way", "tab:red")]
+    if with_bytes:
+        looks.append(("rows", "the same with an exchange of rows", "tab:orange"))
     for contestant, label, color in looks:
         if all(contestant in record["spread_ms"] for _, record in of_first):
             _plot(axes, [v for v, _ in of_first], [r for _, r in of_first], contestant, label, color)
-    if sweep != "skew":
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(SWEEPS[sweep], [f"{value:g}" for value in SWEEPS[sweep]])
+    for panel in (axes, *beside):
+        if sweep != "skew":
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(SWEEPS[sweep], [f"{value:g}" for value in SWEEPS[sweep]])
+        panel.set(xlabel=_LABELS[sweep])
+        panel.grid(alpha=0.3)
     if sweep == "tokens":
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(bottom=0)
-    axes.set(xlabel=_LABELS[sweep], ylabel="ms, forward + backward", title=title)
-    axes.grid(alpha=0.3)
+    axes.set(ylabel="ms, forward + backward", title=title)
     axes.legend()
+    for panel in beside:
+        _plot_bytes(panel, of_first)
     figure.savefig(path, dpi=120)
+
+
+def _plot_bytes(axes: Any, measured: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+    """Bytes on the wire, of the layer and of the same with an exchange of rows."""
+    values = [value for value, _ in measured]
+    for key, label, color in (
+        ("wire_bytes", "layer", "tab:blue"),
+        ("wire_bytes_of_rows", "the same with an exchange of rows", "tab:orange"),
+    ):
+        axes.plot(values, [record[key] / 1e6 for _, record in measured], marker="o", label=label, color=color)
+    axes.set(ylabel="MB on the wire, all ranks together", title="what travels", ylim=(0, None))
+    axes.legend()
 
 
 def _plot(

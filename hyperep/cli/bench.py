@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 from typing import Annotated, Any
@@ -11,6 +12,14 @@ import typer
 from rich.console import Console
 
 __all__ = ["bench"]
+
+
+class Exchanged(enum.StrEnum):
+    """What travels."""
+
+    TOKENS = "tokens"
+    ROWS = "rows"
+
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -26,6 +35,7 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is timed, in turns.")] = 10,
+    exchange: Annotated[Exchanged, typer.Option(help="What travels in the layer that is measured.")] = Exchanged.TOKENS,
     naive: Annotated[
         bool | None,
         typer.Option(help="Compare with the naive way, which takes its time.", show_default="without --sweep: naive"),
@@ -37,17 +47,18 @@ def bench(
         ),
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(help="Vary one thing and draw a picture: experts, tokens, ranks or skew.")
+        str | None, typer.Option(help="Vary one thing and draw a picture: experts, tokens, top-k, ranks or skew.")
     ] = None,
     picture: Annotated[
         str | None, typer.Option(help="Where the picture of the sweep goes.", show_default="bench-SWEEP.svg")
     ] = None,
 ) -> None:
-    """Time one layer (dispatch, experts, combine), forward, and forward and backward.
+    """Time one routed layer, from tokens to tokens, forward, and forward and backward.
 
-    In the same run, and in turns: the raw exchanges of the same bytes with dense products of the same arithmetic, which
-    no implementation can beat; and the naive way, one expert at a time. Times are medians over repetitions, each of
-    them that of the slowest rank. A sweep begins from the shape given, by default fine.
+    In the same run, and in turns: the limit, which no implementation can beat, raw exchanges of what must travel (a
+    token once to each rank that owns one of its experts) with dense products of the same arithmetic; the same layer
+    with an exchange of rows, one for each expert of a token; and the naive way, one expert at a time. Times are medians
+    over repetitions, each of them that of the slowest rank. A sweep begins from the shape given, by default fine.
 
     Each rank has one thread, unless the environment says otherwise: several ranks share the machine's cores.
     """
@@ -64,6 +75,7 @@ def bench(
     # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
     naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
+    how["exchange"] = exchange.value
     shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
     path = None
     if sweep is not None and len(shapes) > 1:
@@ -80,7 +92,7 @@ def bench(
         print(json.dumps(records, indent=2))
         return
     # A table that is wrapped by the terminal can still be read; one whose columns are cut off cannot.
-    console = Console(highlight=False, width=max(Console().width, 124))
+    console = Console(highlight=False, width=max(Console().width, 138))
     console.print(table(records))
     for line in [*notes(records), *([f"picture: {path}"] if path else [])]:
         console.print(line, markup=False)

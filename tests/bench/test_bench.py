@@ -26,9 +26,9 @@ from hyperep.mesh import init_device_mesh
 
 SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
 KEYS = {
-    *("shape", "ranks", "forward_ms", "forward_backward_ms", "limit_ms", "ratio_to_limit", "naive_ms"),
-    *("speedup_over_naive", "host_copies", "collectives", "wire_bytes", "wire_bytes_theory", "saved_bytes"),
-    "peak_bytes",
+    *("shape", "ranks", "exchange", "forward_ms", "forward_backward_ms", "limit_ms", "ratio_to_limit"),
+    *("rows_ms", "speedup_over_rows", "rows_limit_ms", "naive_ms", "speedup_over_naive", "host_copies", "collectives"),
+    *("wire_bytes", "wire_bytes_theory", "saved_bytes", "peak_bytes"),
 }
 
 
@@ -36,6 +36,8 @@ def test_a_record_has_every_key_and_its_ratio_is_that_of_its_medians():
     ((found,), _) = on_ranks(lambda platform: run(platform, [vars(SMALL)], repetitions=3, naive=True), 2)
     assert set(found) >= KEYS
     assert found["ratio_to_limit"] == pytest.approx(found["forward_backward_ms"] / found["limit_ms"])
+    assert found["speedup_over_rows"] == pytest.approx(found["rows_ms"] / found["forward_backward_ms"])
+    assert found["exchange"] == "tokens"
     assert "assignment by index" in found["naive_left_out"]
     assert found["naive_ms"] is None
 
@@ -53,9 +55,9 @@ def test_presets():
 
 
 @pytest.mark.parametrize("hot", [0.0, 0.5])
-def test_counts_sum_to_the_rows_differ_between_ranks_and_are_hot_where_asked(hot):
+def test_choices_differ_between_ranks_and_are_hot_where_asked(hot):
     shape = Shape(**{**vars(PRESETS["fine"]), "hot": hot})
-    counts = shape.all_counts(2)
+    counts = shape.counts(2)
     assert counts.shape == (2, 2, 32)
     assert (counts.sum(axis=(1, 2)) == shape.rows).all()
     assert not np.array_equal(counts[0], counts[1])
@@ -63,29 +65,47 @@ def test_counts_sum_to_the_rows_differ_between_ranks_and_are_hot_where_asked(hot
     assert abs(share - (hot + (1 - hot) / 64)) < 0.01
 
 
+def test_choices_of_a_token_are_different_experts_where_none_is_hot():
+    choices = np.sort(SMALL.choices(1), axis=1)
+    assert choices.shape == (24, 3)
+    assert (choices[:, 1:] > choices[:, :-1]).all()
+
+
+def test_copies_are_tokens_with_an_expert_there():
+    copies = SMALL.copies(2)
+    for source in range(2):
+        owners = SMALL.choices(source) // 4
+        assert copies[source].tolist() == [sum(owner in row for row in owners.tolist()) for owner in range(2)]
+    assert SMALL.copies(4, owners=2).shape == (4, 2)
+
+
 def test_experts_that_do_not_divide():
     with pytest.raises(ValueError, match=r"8 experts, which do not divide by 3 ranks; choose a number of ranks"):
-        SMALL.all_counts(3)
+        SMALL.counts(3)
 
 
-def test_a_wrong_naive_way_is_an_error_and_no_time():
+@pytest.mark.parametrize("way", ["naive", "by_rows"])
+def test_a_wrong_way_is_an_error_and_no_time(way):
     def on_rank(platform):
         case = Case(init_device_mesh(platform, (1,), ("ep",)), SMALL)
-        case._naive = lambda rows: case._layer(rows) * 1.01
-        case.check_naive()
+        wrong = getattr(case, way)
+        wrong._routed = lambda *inputs, **how: case.layer._routed(*inputs, **how) * 1.01
+        case.check(naive=True)
 
-    with pytest.raises(Exception, match="differs from the layer in the rows by 1") as caught:
+    with pytest.raises(Exception, match="differs from the layer in the tokens by 1") as caught:
         on_ranks(on_rank, 1)
     assert isinstance(caught.value.__cause__, WrongResult)
 
 
 def test_shared_experts_count_in_the_layer_and_in_the_limit():
     def on_rank(platform):
-        case = Case(init_device_mesh(platform, (1,), ("ep",)), Shape(**{**vars(SMALL), "shared": 2}))
-        return len(case.forward()), len(case.forward_backward()), [hidden.shape for _, hidden, _ in case._limit]
+        mesh = init_device_mesh(platform, (1,), ("ep",))
+        plain, shared = (Case(mesh, Shape(**{**vars(SMALL), "shared": shared})) for shared in (0, 2))
+        difference = np.abs(shared.layer.forward() - plain.layer.forward()).max()
+        return difference, [hidden.shape for _, hidden, _ in shared.limit.products]
 
-    outputs, gradients, hidden = on_ranks(on_rank, 1)[0]
-    assert (outputs, gradients) == (2, 2 + 3)  # of the rows and the tokens, and of the three weights
+    difference, hidden = on_ranks(on_rank, 1)[0]
+    assert difference > 0.1
     assert hidden == [(72, 10), (24, 20)]
 
 
@@ -106,10 +126,13 @@ def test_shapes_of_a_sweep_take_turns_and_keep_their_own_times(monkeypatch):
     calls = []
 
     class Spy(Case):
-        def forward(self):
-            calls.append(self.shape.tokens)
-            time.sleep(self.shape.tokens / 1000)
-            return super().forward()
+        def contestants(self, naive):
+            def forward():
+                calls.append(self.shape.tokens)
+                time.sleep(self.shape.tokens / 1000)
+                return self.layer.forward()
+
+            return {**super().contestants(naive), "forward": forward}
 
     monkeypatch.setattr("hyperep.bench.program.Case", Spy)
     shapes = [{**vars(SMALL), "tokens": tokens} for tokens in (8, 64)]
@@ -167,12 +190,12 @@ def test_points_of_a_sweep_vary_one_thing(sweep):
     found = points(sweep, PRESETS["fine"], 2)
     assert list(dict.fromkeys(point.value for point in found)) == list(SWEEPS[sweep])
     if sweep == "skew":
-        received = {(p.value, p.line): p.shape.all_counts(2)[:, 0].sum() for p in found}
+        received = {(p.value, p.line): p.shape.counts(2)[:, 0].sum() for p in found}
         for value in SWEEPS[sweep]:
             one, spread = (n for (v, _), n in received.items() if v == value)
             assert abs(one - spread) < 0.02 * one
     else:
-        assert all(point.shape.rows * point.ranks == 24576 for point in found if sweep != "tokens")
+        assert all(point.shape.rows * point.ranks == 24576 for point in found if sweep not in ("tokens", "top-k"))
 
 
 def test_command_prints_json(capsys):
@@ -186,7 +209,7 @@ def test_command_prints_json(capsys):
 
 
 def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hyperep.bench.sweep.SWEEPS", {"experts": (2, 4)})
+    monkeypatch.setattr("hyperep.bench.sweep.SWEEPS", {"experts": (4, 8)})
     monkeypatch.setattr("hyperep.bench.shapes.PRESETS", {"fine": SMALL})
     picture = tmp_path / "experts.svg"
     arguments = [
@@ -205,8 +228,8 @@ def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 0
     assert "experts, at the same rows" in picture.read_text() or "<svg" in picture.read_text()
     shown = capsys.readouterr()
-    assert "small 2" in shown.out
     assert "small 4" in shown.out
+    assert "small 8" in shown.out
     assert shown.err.count("timing small") == 1  # one block, in which both points take turns
     assert shown.out.count("no naive way (not asked for)") == 1  # it would take most of the time
 
@@ -216,7 +239,7 @@ def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
     [
         (["--ranks", "3", "--shape", "coarse"], "8 experts, which do not divide by 3 ranks"),
         (["--ranks", "0"], "ranks=0"),
-        (["--sweep", "speed"], "unknown sweep 'speed'; choose one of experts, tokens, ranks, skew"),
+        (["--sweep", "speed"], "unknown sweep 'speed'; choose one of experts, tokens, top-k, ranks, skew"),
         (["--shape", "huge"], "unknown shape 'huge'"),
         (["--sweep", "ranks", "--shape", "fine", "--shape", "coarse"], "2 were given"),
     ],

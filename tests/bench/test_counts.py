@@ -8,7 +8,7 @@ from hyperep.bench import theory
 from hyperep.bench.counting import nbytes
 from hyperep.bench.program import count, run
 from hyperep.bench.shapes import Shape
-from hyperep.exchange.row_input import HEADER
+from hyperep.exchange import row_input, token_input
 from hyperep.loopback import run as on_ranks
 
 SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
@@ -16,28 +16,48 @@ SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("hot", [0.0, 0.9, 1.0])
-def test_copies_collectives_and_bytes(ranks, hot):
+@pytest.mark.parametrize("exchange", ["tokens", "rows"])
+def test_copies_collectives_and_bytes(exchange, ranks, hot):
     shape = Shape(**{**vars(SMALL), "hot": hot})
-    (found, *others) = on_ranks(lambda platform: count(platform, shape), ranks)
+    (found, *others) = on_ranks(lambda platform: count(platform, shape, exchange), ranks)
     assert found["host_copies"] == 1
-    assert found["collectives"] == {"forward": {"small": 1, "large": 2}, "backward": {"small": 0, "large": 2}}
+    forward, backward = {"rows": (2, 2), "tokens": (3, 3) if ranks > 1 else (0, 0)}[exchange]
+    assert found["collectives"] == {
+        "forward": {"small": 1, "large": forward},
+        "backward": {"small": 0, "large": backward},
+    }
     assert found["wire_bytes"] == found["wire_bytes_theory"]
     assert all(other == found for other in others)
     assert (found["wire_bytes"] == 0) == (ranks == 1)
 
 
-def test_theory_by_hand():
+def test_theory_of_rows_by_hand():
     # Two ranks of two experts; rank 0 sends 3 + 4 rows to rank 1, and rank 1 sends 5 + 6 rows to rank 0.
     counts = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])
     rows = 4 * (3 + 4 + 5 + 6) * 20  # there and back, and the gradients there and back
-    assert theory.wire_bytes(counts, 20) == rows + 2 * (2 + HEADER) * 8
+    assert theory.row_wire_bytes(counts, 20) == rows + 2 * (2 + row_input.HEADER) * 8
+
+
+def test_theory_of_tokens_by_hand():
+    # Rank 0 sends 3 tokens to rank 1, and rank 1 sends 5 to rank 0; each has six choices.
+    copies = np.array([[2, 3], [5, 4]])
+    tokens = 4 * (3 + 5) * 20  # there and back, and the gradients there and back
+    choices = (3 + 5) * 6 * (4 + 4 + 4)  # a number and a weight there, and the weight's gradient back
+    assert theory.token_wire_bytes(copies, 6, 20) == tokens + choices + 2 * token_input.HEADER * 8
+
+
+def test_what_goes_with_a_token_is_little():
+    # 2 bytes a number, 2048 of them, eight experts a token: within 2 % of what the tokens and sums are.
+    plain, eight = (theory.token_wire_bytes(np.array([[0, 1000], [0, 0]]), top_k, 4096) for top_k in (0, 8))
+    assert 1 < eight / plain < 1.02
 
 
 def test_kept_for_backward_is_what_the_defaults_keep():
     (found, _) = on_ranks(lambda platform: run(platform, [vars(SMALL)], repetitions=1, naive=False), 2)
-    received = SMALL.all_counts(2)[:, 0].sum()
-    # Rows, two projections and the hidden rows, in float32; three times where groups end is not kept in tensors.
-    assert found[0]["saved_bytes"] == received * (SMALL.dim + 3 * SMALL.hidden) * 4
+    rows, tokens = SMALL.counts(2)[:, 0].sum(), SMALL.copies(2)[:, 0].sum()
+    # Of a row: itself, two projections, the hidden row and the output, in float32; and of a token that arrived its
+    # weights. Three times where groups end is not kept in tensors.
+    assert found[0]["saved_bytes"] == (rows * (2 * SMALL.dim + 3 * SMALL.hidden) + tokens * SMALL.top_k) * 4
 
 
 def test_size_of_a_tensor():
