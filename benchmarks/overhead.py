@@ -2,7 +2,7 @@
 """What the style, the hooks and the dispatch cost in Python: ``python benchmarks/overhead.py``.
 
 A layer of tiny tensors on one rank, forward and backward, once as bare experts and once with ``ExpertParallel``
-applied. No row travels and no product is of any size, so the difference is machinery. Printed are microseconds of
+applied. No token travels and no product is of any size, so the difference is machinery. Printed are microseconds of
 processor time of the calling thread, which other programs on the machine disturb least: the median and the least of
 each, and the differences of the two.
 """
@@ -28,13 +28,14 @@ def main() -> None:
     platform = join(device="cpu")
     bare, sharded = (GroupedExperts(platform, dim=8, hidden_dim=8, num_experts=4) for _ in range(2))
     hyperep.ExpertParallel().apply(sharded, hyperep.init_device_mesh(platform, (1,), ("ep",)))
-    rows, counts, cotangent = torch.randn(16, 8, requires_grad=True), torch.full((4,), 4), torch.randn(16, 8)
+    tokens, cotangent = torch.randn(16, 8, requires_grad=True), torch.randn(16, 8)
+    indices, weights = torch.arange(32).view(16, 2) % 4, torch.rand(16, 2, requires_grad=True)
 
     def step(experts: torch.nn.Module) -> Callable[[], None]:
         def forward_backward() -> None:
             experts.zero_grad(set_to_none=True)
-            rows.grad = None
-            experts(rows, counts).backward(cotangent)
+            tokens.grad = weights.grad = None
+            experts(tokens, indices, weights, rows=32).backward(cotangent)
 
         return forward_backward
 

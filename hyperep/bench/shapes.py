@@ -58,7 +58,7 @@ class Shape:
         return np.stack(found).reshape(ranks, ranks, self.experts // ranks)
 
     def copies(self, ranks: int, owners: int | None = None) -> np.ndarray:
-        """Tokens of each source rank that have an expert of each owner, int64 ``[R, O]``; owners are the ranks, or nodes."""
+        """Tokens by source rank and owner (a rank, or a node) of one of their experts, int64 ``[R, O]``."""
         self.check(ranks)
         owners = ranks if owners is None else owners
         owner = np.stack([self.choices(rank) // (self.experts // owners) for rank in range(ranks)])  # [R, T, K]

@@ -9,16 +9,19 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from hyperep.bench.case import Case
+from hyperep.bench.data import Data
+from hyperep.bench.layer import Layer
 from hyperep.bench.shapes import Shape
 from hyperep.mesh import init_device_mesh
+from hyperep.styles import ExpertParallel
 
 SHAPE = Shape(name="small", tokens=64, dim=32, hidden=16, experts=8, top_k=3)
 
 
-def observe(platform: Any) -> dict[str, Any]:
+def observe(platform: Any, exchange: str) -> dict[str, Any]:
     """Every collective of a layer's forward and of its backward, its copies to the host, and what autograd keeps."""
-    case = Case(init_device_mesh(platform, (platform.world_size,), ("ep",)), SHAPE)
+    mesh = init_device_mesh(platform, (platform.world_size,), ("ep",))
+    layer = Layer(Data(platform, SHAPE, platform.rank), mesh, ExpertParallel(exchange=exchange))
     seen: dict[str, list[tuple[str, str, int]]] = {"forward": [], "backward": []}
     phase, copies, originals = ["forward"], [], {}
 
@@ -41,10 +44,18 @@ def observe(platform: Any) -> dict[str, Any]:
     ]
     with spy(names[0]), spy(names[1]), spy(names[2]), spy(names[3]), spy(names[4]), count_copies:
         with hooks:
-            pullback = case.forward_recorded()
+            pullback = layer.forward_recorded()
         phase[0] = "backward"
         pullback()
-    resident = {platform.local(p).untyped_storage().data_ptr() for p in case.parameters.values()}
+    resident = {platform.local(p).untyped_storage().data_ptr() for p in layer.parameters.values()}
     storages = {t.untyped_storage().data_ptr(): t for t in kept}
     shapes = sorted(tuple(t.shape) for pointer, t in storages.items() if pointer not in resident)
-    return {"seen": seen, "copies": copies, "kept": shapes, "received": sum(case.output_splits)}
+    counts, copied = SHAPE.counts(2)[:, platform.rank].sum(), SHAPE.copies(2)
+    return {
+        "seen": seen,
+        "copies": copies,
+        "kept": shapes,
+        "rows": int(counts),
+        "sent": int(copied[platform.rank].sum()),
+        "received": int(copied[:, platform.rank].sum()),
+    }

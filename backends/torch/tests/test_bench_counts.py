@@ -7,33 +7,57 @@ import bench_counts
 import pytest
 from bench_counts import SHAPE
 
-from hyperep.exchange.row_input import HEADER
+from hyperep.exchange import row_input, token_input
+
+FLOAT = "torch.float32"
+ROW, WEIGHTS = SHAPE.dim * 4, SHAPE.top_k * 4
+"""Bytes of a row, or token, and of a token's weights."""
 
 
-@pytest.fixture(scope="module")
-def observed(two):
-    return two.run(bench_counts.observe)
+@pytest.fixture(scope="module", params=["tokens", "rows"])
+def observed(request, two):
+    return request.param, two.run(bench_counts.observe, request.param)
 
 
-def test_one_small_and_two_large_exchanges_forward_and_two_large_backward(observed):
-    for found in observed:
-        row = SHAPE.dim * 4
-        counts = ("all_to_all_single", "torch.int64", 2 * (SHAPE.experts // 2 + HEADER) * 8)
-        there = ("all_to_all_single", "torch.float32", SHAPE.rows * row)
-        back = ("all_to_all_single", "torch.float32", found["received"] * row)
-        assert found["seen"]["forward"] == [counts, there, back]
-        assert found["seen"]["backward"] == [there, back]
+def test_exchanges_of_a_layer(observed):
+    exchange, ranks = observed
+    for found in ranks:
+        if exchange == "rows":
+            counts, there, back = 2 * (SHAPE.experts // 2 + row_input.HEADER) * 8, SHAPE.rows * ROW, found["rows"] * ROW
+            forward, backward = [there, back], [there, back]
+        else:
+            counts = 2 * token_input.HEADER * 8
+            sent, received = found["sent"], found["received"]
+            # Numbers and weights of choices, the tokens, sums; their gradients, and those of the weights.
+            forward = [sent * 2 * WEIGHTS, sent * ROW, received * ROW]
+            backward = [sent * ROW, received * ROW, received * WEIGHTS]
+        called = [("all_to_all_single", FLOAT, size) for size in (*forward, *backward)]
+        assert found["seen"]["forward"] == [("all_to_all_single", "torch.int64", counts), *called[: len(forward)]]
+        assert found["seen"]["backward"] == called[len(forward) :]
 
 
 def test_one_copy_to_the_host_in_forward_and_none_in_backward(observed):
-    assert [found["copies"] for found in observed] == [["forward"]] * 2
+    assert [found["copies"] for found in observed[1]] == [["forward"]] * 2
 
 
-def test_kept_for_backward_are_the_rows_two_projections_and_indices(observed):
-    for found in observed:
-        rows, local = found["received"], SHAPE.experts // 2
-        indices = [(local,), (rows,), (rows,)]  # where groups end, and the permutation for each of two gathers
-        assert found["kept"] == sorted([*indices, (rows, SHAPE.dim), (rows, SHAPE.hidden), (rows, SHAPE.hidden)])
+def test_what_is_kept_for_backward(observed):
+    exchange, ranks = observed
+    for found in ranks:
+        rows, local = found["rows"], SHAPE.experts // 2
+        experts = [
+            (rows, SHAPE.dim),
+            (rows, SHAPE.hidden),
+            (rows, SHAPE.hidden),
+            (local,),
+        ]  # the last: where groups end
+        if exchange == "tokens":
+            # What the experts made, to weight it where they are; the weights, and where each row belongs.
+            merge = [(rows, SHAPE.dim), (found["received"], SHAPE.top_k), (found["received"], SHAPE.top_k), (rows,)]
+        else:
+            # The same where the tokens are; and a permutation for each of two gathers.
+            merge = [(SHAPE.rows, SHAPE.dim), (SHAPE.tokens, SHAPE.top_k), (SHAPE.tokens, SHAPE.top_k), (SHAPE.rows,)]
+            merge += [(rows,), (rows,)]
+        assert found["kept"] == sorted([*experts, *merge])
 
 
 def test_the_profiler_that_finds_the_peak_keeps_quiet(platform, capfd):
