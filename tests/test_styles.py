@@ -65,3 +65,20 @@ def test_a_packed_linear_gives_each_rank_its_part_of_each(ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_tensor_parallel_reaches_modules_below(ranks):
     run(style_cases.tensor_parallel_reaches_modules_below, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "case",
+    [
+        style_cases.ties_are_kept,
+        style_cases.ties_that_cannot_be_kept_are_refused,
+        style_cases.attributes_of_parameters_are_kept,
+    ],
+)
+def test_identity(case, ranks):
+    run(case, ranks)
+
+
+def test_whole_parameters_that_live_on_are_told():
+    run(style_cases.whole_parameters_that_live_on_are_told, 1)

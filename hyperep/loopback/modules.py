@@ -23,6 +23,23 @@ class LoopbackParameter:
         self.sharding = sharding
         self.bound: Any = self.value
         """What modules read: the value, or while a function is being differentiated its traced stand-in."""
+        self._shard: LoopbackParameter | None = None
+
+    def sharded(self, local: np.ndarray, sharding: Sharding) -> LoopbackParameter:
+        """What takes the place of this one, with the attributes that somebody has set; the same for all who hold it.
+
+        Raises:
+            ValueError: another module has laid it out in another way.
+        """
+        if self._shard is None:
+            self._shard = LoopbackParameter(local, sharding)
+            self._shard.__dict__.update({k: v for k, v in vars(self).items() if k not in vars(self._shard)})
+        elif self._shard.sharding != sharding:
+            raise ValueError(
+                f"a parameter is shared with another module, where it is laid out as {self._shard.sharding}, and not "
+                f"as {sharding}; lay it out alike, or untie the two before"
+            )
+        return self._shard
 
     @property
     def shape(self) -> tuple[int, ...]:

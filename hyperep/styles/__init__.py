@@ -15,6 +15,7 @@ then divide the experts' gradients by ``R`` too.
 from hyperep.styles.expert import ExpertParallel
 from hyperep.styles.expert_base import BaseExpertParallel
 from hyperep.styles.expert_tensor import ExpertTensorParallel
+from hyperep.styles.identity import StaleParameters
 from hyperep.styles.linear import ColwiseParallel, RowwiseParallel
 from hyperep.styles.parallelize import parallelize_module
 from hyperep.styles.style import ParallelStyle
@@ -27,6 +28,7 @@ __all__ = [
     "ExpertTensorParallel",
     "ParallelStyle",
     "RowwiseParallel",
+    "StaleParameters",
     "TensorParallel",
     "parallelize_module",
 ]

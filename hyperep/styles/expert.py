@@ -87,7 +87,7 @@ class ExpertParallel(BaseExpertParallel):
         return [*super()._settings(), self.exchange]
 
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
-        for key in own_parameters(mesh.platform, module):
+        for key in list(own_parameters(mesh.platform, module)):
             distribute_parameter(module, key, mesh, [Shard(0)] * mesh.ndim)
 
     def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:

@@ -18,6 +18,7 @@ from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
+from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
 __all__ = ["BaseExpertParallel"]
@@ -73,9 +74,10 @@ class BaseExpertParallel(ParallelStyle):
             levels=len(self.levels),
             sliced=self._sliced(module, mesh),
         )
-        for path, submodule in mesh.platform.named_modules(module).items():
-            self._partition_fn(path, submodule, mesh)
-        shard_buffers(module, mesh, buffers)
+        with watched(mesh.platform, module):
+            for path, submodule in mesh.platform.named_modules(module).items():
+                self._partition_fn(path, submodule, mesh)
+            shard_buffers(module, mesh, buffers)
 
         def called(
             module: Module, inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any

@@ -12,6 +12,7 @@ from hyperep.placements import Partial, Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.checks import require_alike, require_mesh, require_whole
+from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
 __all__ = ["ColwiseParallel", "RowwiseParallel"]
@@ -58,8 +59,9 @@ class ColwiseParallel(ParallelStyle):
         """
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
         names = _require_linear(type(self).__name__, module, mesh, 0, self._shard.parts)
-        for name in names:
-            distribute_parameter(module, name, mesh, [self._shard])
+        with watched(mesh.platform, module):
+            for name in names:
+                distribute_parameter(module, name, mesh, [self._shard])
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(inner: Callable[..., Any], x: Any, *inputs: Any, **kwargs: Any) -> Any:
@@ -109,9 +111,10 @@ class RowwiseParallel(ParallelStyle):
                 "RowwiseParallel(output_layout=Partial()) on a module with a bias: each rank would add it, and the sum "
                 "of the terms would hold it more than once; leave the bias out and add it after your reduction"
             )
-        distribute_parameter(module, "weight", mesh, [Shard(1)])
-        if biased:
-            distribute_parameter(module, "bias", mesh, [Replicate()])
+        with watched(mesh.platform, module):
+            distribute_parameter(module, "weight", mesh, [Shard(1)])
+            if biased:
+                distribute_parameter(module, "bias", mesh, [Replicate()])
         group, platform = mesh.get_group(), mesh.platform
 
         def reduce(term: Any) -> Any:

@@ -11,11 +11,18 @@ from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
+from hyperep.styles.expert_base import BaseExpertParallel
+from hyperep.styles.identity import require_ties, require_whole_ties, ties, watched
+from hyperep.styles.linear import ColwiseParallel, RowwiseParallel
 from hyperep.styles.style import ParallelStyle
+from hyperep.styles.tensor import TensorParallel
 
 __all__ = ["parallelize_module"]
 
 _NEAR_PATHS = 3
+
+_SHARDING = (BaseExpertParallel, TensorParallel, ColwiseParallel, RowwiseParallel)
+"""Styles that shard every parameter of what they are applied to."""
 
 
 def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | Mapping[str, ParallelStyle]) -> Module:
@@ -34,8 +41,9 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
 
     Raises:
         ValueError: on all ranks, a pattern matches nothing (the message names the nearest paths), two match the same
-            part, the mesh lacks the dimensions of a style, or a rank has another plan or other parts. Nothing has been
-            changed then. Whatever the styles raise.
+            part, the mesh lacks the dimensions of a style, a rank has another plan or other parts, or one of two parts
+            that share a parameter is sharded and the other is not. Nothing has been changed then. Two parts that share
+            a parameter lay it out in two ways; whatever the styles raise.
         TypeError: an entry is no style. Nothing has been changed then.
 
     Example:
@@ -77,8 +85,12 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
                 )
             matched[path] = pattern
     meshes = {pattern: _mesh_for(pattern, style, mesh) for pattern, style in styles.items()}
-    for path, pattern in matched.items():
-        styles[pattern].apply(parts[path], meshes[pattern])
+    shared = ties(mesh.platform, parts)
+    require_whole_ties(shared, [path for path, pattern in matched.items() if isinstance(styles[pattern], _SHARDING)])
+    with watched(mesh.platform, module):
+        for path, pattern in matched.items():
+            styles[pattern].apply(parts[path], meshes[pattern])
+        require_ties(mesh.platform, parts, shared)
     return module
 
 

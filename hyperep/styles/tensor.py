@@ -16,6 +16,7 @@ from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
+from hyperep.styles.identity import watched
 from hyperep.styles.slices import TensorSlices
 from hyperep.styles.style import ParallelStyle
 
@@ -68,10 +69,11 @@ class TensorParallel(ParallelStyle):
         takes = declared_calls(style, module)
         sizes = self.slices.sizes(module, mesh, mesh.size())
         buffers = plan_buffers(style, module, mesh, self.buffers, sliced=sizes)
-        for part in mesh.platform.named_modules(module).values():
-            for key, shard in self.slices.shards(part, mesh, mesh.size()).items():
-                distribute_parameter(part, key, mesh, [shard])
-        shard_buffers(module, mesh, buffers)
+        with watched(mesh.platform, module):
+            for part in mesh.platform.named_modules(module).values():
+                for key, shard in self.slices.shards(part, mesh, mesh.size()).items():
+                    distribute_parameter(part, key, mesh, [shard])
+            shard_buffers(module, mesh, buffers)
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 
 import numpy as np
@@ -365,3 +366,97 @@ def tensor_parallel_reaches_modules_below(platform):
         around, _mesh_of(platform, "tp")
     )
     assert relative(platform.to_host(around(x, counts))[0], expected) < 1e-5
+
+
+# ---------------------------------------------------------------------------------------------- who else knows them
+def _linear(platform, seed=5):
+    return platform.make_module(
+        "Linear",
+        {"weight": platform.from_host(rows(seed, 4, 4))},
+        lambda m, x: x @ platform.xp.permute_dims(m.weight, (1, 0)),
+    )
+
+
+def _tied(platform):
+    """A model of two parts that share one parameter."""
+    first, second = _linear(platform), _linear(platform)
+    if hasattr(first, "own_parameters"):
+        second.own_parameters["weight"] = first.own_parameters["weight"]
+    else:
+        second.weight = first.weight
+    model = platform.make_module("Model", {}, lambda m, x: m.second(x), children={"first": first, "second": second})
+    return model, first, second
+
+
+def _weight(platform, module):
+    return platform.parameters(module)["weight"]
+
+
+def ties_are_kept(platform):
+    """Two parts that share a parameter, and are given one layout, share its shard; a change of one is one of both."""
+    mesh = _mesh_of(platform, "tp")
+    model, first, second = _tied(platform)
+    assert _weight(platform, first) is _weight(platform, second)
+    with warnings.catch_warnings(record=platform.world_size == 1) as seen:
+        hyperep.parallelize_module(model, mesh, {"*": hyperep.ColwiseParallel()})
+    assert not seen
+    shard = _weight(platform, first)
+    assert shard is _weight(platform, second)
+    assert len(platform.parameters(model)) in (1, 2)  # some platforms list a shared parameter once
+    platform.assign(shard, platform.from_host(np.full((4 // platform.world_size, 4), 2.0, np.float32)))
+    out = platform.to_host(second(platform.xp.ones((1, 4))))[0]
+    assert out.tolist() == [[8.0] * (4 // platform.world_size)]
+
+
+def ties_that_cannot_be_kept_are_refused(platform):
+    """A plan that shards one of two holders changes nothing; one that lays them out in two ways is refused as well."""
+    mesh = _mesh_of(platform, "tp")
+    model, first, second = _tied(platform)
+    with pytest.raises(ValueError, match=r"'first.weight' and 'second.weight' are one \(tied\), but the plan shards"):
+        hyperep.parallelize_module(model, mesh, {"first": hyperep.ColwiseParallel()})
+    assert _weight(platform, first) is _weight(platform, second)
+    assert platform.sharding(_weight(platform, first)) is None
+    plan = {"first": hyperep.ColwiseParallel(), "second": hyperep.RowwiseParallel()}
+    with pytest.raises(ValueError, match=r"is shared with another .*laid out as .*Shard.*lay it out alike, or untie"):
+        hyperep.parallelize_module(model, mesh, plan)
+
+    class Own(hyperep.ParallelStyle):
+        """A style of a user's own, of which the plan cannot know what it shards."""
+
+        def apply(self, module, mesh):
+            hyperep.distribute_parameter(module, "weight", mesh, [hyperep.Shard(0)])
+            return module
+
+    model, _, _ = _tied(platform)
+    with pytest.raises(
+        ValueError, match=r"'first.weight' and 'second.weight' were one \(tied\), and the styles of the"
+    ):
+        hyperep.parallelize_module(model, mesh, {"first": Own()})
+
+
+def attributes_of_parameters_are_kept(platform):
+    """What somebody has set on a parameter or buffer is there on its shard."""
+    experts, _ = _scaling_experts(platform)
+    _weight(platform, experts).no_weight_decay = True
+    hyperep.ExpertParallel().apply(experts, _mesh_of(platform, "ep"))
+    assert platform.sharding(_weight(platform, experts)) is not None
+    assert _weight(platform, experts).no_weight_decay is True
+
+
+def whole_parameters_that_live_on_are_told(platform):
+    """One rank: whoever holds a parameter that was replaced is warned of it, and nobody else is."""
+    from hyperep.styles import StaleParameters
+
+    mesh = _mesh_of(platform, "ep")
+    for holds in (False, True):
+        experts, _ = _scaling_experts(platform)
+        held = list(platform.parameters(experts).values()) if holds else []
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            hyperep.ExpertParallel().apply(experts, mesh)
+        told = [str(w.message) for w in seen if w.category is StaleParameters]
+        assert len(told) == holds
+        assert not holds or (
+            "'weight': shards have taken the place" in told[0] and "then make the optimizer" in told[0]
+        )
+        assert len(held) == holds

@@ -16,6 +16,9 @@ from hyperep_mindspore.transfer import contiguous
 
 __all__ = ["NeutralCell", "ShardedParameter", "WrappedConstruct", "shard_parameter", "sharding_of", "wrap_construct"]
 
+_SHARD = "hyperep_shard"
+"""Attribute of a parameter that was replaced: its shard, for other cells that hold the same parameter."""
+
 
 class NeutralCell(nn.Cell):
     """A cell whose computation is a neutral ``forward(m, *inputs, **kwargs)``; see the protocol's ``make_module``.
@@ -159,9 +162,22 @@ def shard_parameter(cell: nn.Cell, name: str, local: Tensor, sharding: Sharding)
     direct = dict(cell.parameters_and_names(expand=False))
     if name not in direct:
         raise ValueError(f"{type(cell).__name__} has no parameter {name!r} of its own; it has {sorted(direct)}")
-    # A copy: a slice would keep the memory of the whole parameter.
-    shard = Parameter(local.contiguous().copy(), name=direct[name].name, requires_grad=direct[name].requires_grad)
-    setattr(cell, name, _with_layout(shard, sharding))
+    whole = direct[name]
+    shard = getattr(whole, _SHARD, None)
+    if shard is None:
+        # A copy: a slice would keep the memory of the whole parameter.
+        shard = Parameter(local.contiguous().copy(), name=whole.name, requires_grad=whole.requires_grad)
+        for key, value in vars(whole).items():
+            if key not in vars(shard) and not key.startswith("hyperep_"):
+                setattr(shard, key, value)  # what somebody has set
+        shard = _with_layout(shard, sharding)
+        setattr(whole, _SHARD, shard)
+    elif shard.hyperep_sharding != sharding:
+        raise ValueError(
+            f"parameter {name!r} of {type(cell).__name__} is shared with another cell, where it is laid out as "
+            f"{shard.hyperep_sharding}, and not as {sharding}; lay it out alike, or untie the two before"
+        )
+    setattr(cell, name, shard)
 
 
 def _with_layout(parameter: Parameter, sharding: Sharding) -> Parameter:

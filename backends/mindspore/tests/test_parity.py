@@ -77,10 +77,19 @@ def partitions(platform):
         for layout in ("packed", "interleaved"):
             style_cases.fused_weights_agree_with_the_whole(platform, style, layout)
     style_cases.tensor_parallel_reaches_modules_below(platform)
+    style_cases.ties_are_kept(platform)
+    style_cases.ties_that_cannot_be_kept_are_refused(platform)
+    style_cases.attributes_of_parameters_are_kept(platform)
 
 
 def test_buffers_and_fused_weights(ranks):
     ranks.run("test_parity:partitions", {}, deadline=DEADLINE)
+
+
+def test_whole_parameters_that_live_on_are_told(platform):
+    import style_cases
+
+    style_cases.whole_parameters_that_live_on_are_told(platform)
 
 
 def test_bad_input_on_one_rank_raises_on_all(ranks):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ __all__ = [
     "replace_by_shard",
     "wrap_forward",
 ]
+
+_SHARD = "_hyperep_shard"
+"""Attribute of a parameter that was replaced: its shard, for other modules that hold the same parameter."""
 
 
 class NeutralModule(OpensItself, KeepsState, nn.Module):
@@ -118,10 +122,13 @@ def own_copy(local: torch.Tensor) -> torch.Tensor:
 
 
 def replace_by_shard(module: nn.Module, name: str, make: Callable[[], DTensor]) -> None:
-    """Put a DTensor in the place of a module's own parameter or buffer *name*.
+    """Put a DTensor in the place of a module's own parameter or buffer *name*, wherever in it the same one is held.
+
+    It gets the attributes that somebody has set on the parameter. Another module that holds the same parameter gets the
+    same DTensor when it is asked for the same layout; what cannot be kept is warned of.
 
     Raises:
-        ValueError: the module has none of that name.
+        ValueError: the module has none of that name; or another module has the parameter laid out in another way.
     """
     parameters, buffers = (dict(named(recurse=False)) for named in (module.named_parameters, module.named_buffers))
     if name in buffers:
@@ -131,7 +138,34 @@ def replace_by_shard(module: nn.Module, name: str, make: Callable[[], DTensor]) 
         raise ValueError(
             f"{type(module).__name__} has no parameter {name!r} of its own; it has {sorted(parameters | buffers)}"
         )
-    module.register_parameter(name, nn.Parameter(make(), requires_grad=parameters[name].requires_grad))
+    whole = parameters[name]
+    shard = whole.__dict__.get(_SHARD)
+    made = make()
+    if shard is None:
+        shard = nn.Parameter(made, requires_grad=whole.requires_grad)
+        shard.__dict__.update(whole.__dict__)
+        whole.__dict__[_SHARD] = shard
+        _warn_of_what_is_lost(name, whole)
+    elif (shard.device_mesh, shard.placements) != (made.device_mesh, made.placements):
+        raise ValueError(
+            f"parameter {name!r} of {type(module).__name__} is shared with another module, where it is laid out as "
+            f"{list(shard.placements)} over {shard.device_mesh}, and not as {list(made.placements)} over "
+            f"{made.device_mesh}; lay it out alike, or untie the two before"
+        )
+    for key, held in module._parameters.items():
+        if held is whole:
+            module.register_parameter(key, shard)
+
+
+def _warn_of_what_is_lost(name: str, whole: nn.Parameter) -> None:
+    hooks = [*(whole._backward_hooks or ()), *(getattr(whole, "_post_accumulate_grad_hooks", None) or ())]
+    lost = [what for what, there in (("hooks", hooks), ("a gradient", whole.grad is not None)) if there]
+    if lost:
+        warnings.warn(
+            f"parameter {name!r} has {' and '.join(lost)}, which its shard does not get: their shapes are those of the "
+            "whole; register hooks after the style was applied, and take the first gradient then",
+            stacklevel=5,
+        )
 
 
 @functools.cache

@@ -119,3 +119,102 @@ def _buffer(platform):
 
 def test_a_split_buffer_is_saved_as_before(two):
     two.run(_buffer)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        style_cases.ties_are_kept,
+        style_cases.ties_that_cannot_be_kept_are_refused,
+        style_cases.attributes_of_parameters_are_kept,
+    ],
+)
+def test_identity(two, case):
+    two.run(case)
+
+
+def test_whole_parameters_that_live_on_are_told(platform):
+    style_cases.whole_parameters_that_live_on_are_told(platform)
+
+
+def test_an_optimizer_made_before_is_told(platform):
+    import torch
+
+    import hyperep
+    from hyperep.moe import MoE
+    from hyperep.styles import StaleParameters
+
+    layer = MoE(platform, 8, 4, 4, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    mesh = hyperep.init_device_mesh(platform, (1,), ("ep",))
+    with pytest.warns(StaleParameters, match=r"'experts.w1', 'experts.w2', 'experts.w3': shards have .* an optimizer"):
+        hyperep.parallelize_module(layer, mesh, {"experts": hyperep.ExpertParallel()})
+    assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+def test_hooks_and_gradients_of_the_whole_are_told(platform):
+    import torch
+
+    import hyperep
+
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.ones(4, 3, 2))
+    module.v = torch.nn.Parameter(torch.ones(4, 3, 2))
+    module.w.register_hook(lambda g: 2 * g)
+    module.v.register_post_accumulate_grad_hook(lambda p: None)
+    module.v.sum().backward()
+    mesh = hyperep.init_device_mesh(platform, (1,), ("ep",))
+    with pytest.warns(UserWarning, match="has .*which its shard does not get") as seen:
+        hyperep.ExpertParallel().apply(module, mesh)
+    told = {str(w.message).split(", which")[0] for w in seen if "its shard" in str(w.message)}
+    assert told == {"parameter 'w' has hooks", "parameter 'v' has hooks and a gradient"}
+
+
+def test_one_parameter_under_two_names(platform):
+    """A tie inside one module, and a frozen parameter, stay what they are."""
+    import torch
+
+    import hyperep
+
+    module = torch.nn.Module()
+    module.w = module.again = torch.nn.Parameter(torch.ones(4, 3, 2), requires_grad=False)
+    hyperep.ExpertParallel().apply(module, hyperep.init_device_mesh(platform, (1,), ("ep",)))
+    assert module.w is module.again
+    assert isinstance(module.w, torch.distributed.tensor.DTensor)
+    assert not module.w.requires_grad
+
+
+def _plain_buffers(platform):
+    """A module of PyTorch's own reads its split buffer as a plain tensor, changes it, and sets another one."""
+    import torch
+
+    import hyperep
+
+    class Experts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.arange(1.0, 5).reshape(4, 1, 1).expand(4, 3, 3).clone())
+            self.register_buffer("scale", torch.arange(1.0, 5))
+            self.register_buffer("seen", torch.zeros(4))
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, rows, counts):
+            experts = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            self.calls = self.calls + 1
+            self.seen += counts
+            self.scale = self.scale * 1.0
+            return rows * self.w[experts][:, :, 0] * self.scale[experts][:, None]
+
+    module = Experts()
+    hyperep.ExpertParallel().apply(module, hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",)))
+    counts = torch.tensor([1, 2, 0, 1])
+    for _ in range(2):
+        out = module(torch.ones(4, 3), counts)
+        assert out[:, 0].tolist() == [1, 4, 4, 16]
+    assert int(module.calls) == 2
+    assert module.seen.full_tensor().tolist() == [4, 8, 0, 4]
+    assert module.scale.full_tensor().tolist() == [1, 2, 3, 4]
+
+
+def test_a_plain_module_reads_its_split_buffers(two):
+    two.run(_plain_buffers)

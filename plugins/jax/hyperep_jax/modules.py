@@ -23,6 +23,19 @@ class Parameter:
         self.sharding = sharding
         self.bound: Any = value
         """What modules read: the value, or its stand-in while a function is differentiated."""
+        self._shard: Parameter | None = None
+
+    def sharded(self, local: jax.Array, sharding: Sharding) -> Parameter:
+        """What takes the place of this one, with the attributes that somebody has set; the same for all who hold it."""
+        if self._shard is None:
+            self._shard = Parameter(local, sharding)
+            self._shard.__dict__.update({k: v for k, v in vars(self).items() if k not in vars(self._shard)})
+        elif self._shard.sharding != sharding:
+            raise ValueError(
+                f"a parameter is shared with another module, where it is laid out as {self._shard.sharding}, and not "
+                f"as {sharding}; lay it out alike, or untie the two before"
+            )
+        return self._shard
 
     @property
     def shape(self) -> tuple[int, ...]:

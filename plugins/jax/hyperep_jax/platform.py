@@ -177,7 +177,7 @@ class JaxPlatform(PlatformBase[jax.Array]):
 
     def shard_parameter(self, module: Module, name: str, local: jax.Array, sharding: Sharding) -> None:  # noqa: D102
         held = module.buffers if name in module.buffers else module.parameters
-        held[name] = Parameter(value(local), sharding)
+        held[name] = held[name].sharded(value(local), sharding)
 
     def wrap_forward(self, module: Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
         module.wrappers.append(wrapper)
