@@ -20,6 +20,7 @@ from mindspore import Tensor, ops
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep_mindspore.autodiff import custom_vjp
+from hyperep_mindspore.kernels import Kernels
 
 __all__ = ["ArrayNamespace"]
 
@@ -36,6 +37,7 @@ class ArrayNamespace:
     Args:
         platform: name of the platform, for errors.
         capabilities: what it declares; the optional dtypes are looked up here.
+        kernels: functions that depend on the device.
     """
 
     bool = ms.bool_
@@ -43,9 +45,10 @@ class ArrayNamespace:
     int64 = ms.int64
     float32 = ms.float32
 
-    def __init__(self, platform: str, capabilities: dict[Capability, Support]) -> None:
+    def __init__(self, platform: str, capabilities: dict[Capability, Support], kernels: Kernels) -> None:
         self._platform = platform
         self._capabilities = capabilities
+        self._kernels = kernels
 
     def _optional(self, capability: Capability, dtype: Any) -> Any:
         if self._capabilities.get(capability, Support.UNSUPPORTED) is Support.UNSUPPORTED:
@@ -133,14 +136,12 @@ class ArrayNamespace:
         return self.concat([ops.expand_dims(a, axis) for a in arrays], axis=axis)
 
     # --------------------------------------------------------------------------- indexing, sorting, searching
-    @staticmethod
     def argsort(  # noqa: D102
-        x: Tensor, /, *, axis: int = -1, descending: Any = False, stable: Any = True
+        self, x: Tensor, /, *, axis: int = -1, descending: Any = False, stable: Any = True
     ) -> Tensor:
         if not _size(x):
             return ops.zeros(x.shape, ms.int64)
-        # MindSpore promises no order of equals; that this sort is stable, also when descending, is tested.
-        return ops.cast(ops.argsort(x, axis, descending), ms.int64)
+        return ops.cast(self._kernels.argsort(x, axis, descending), ms.int64)
 
     @staticmethod
     def searchsorted(  # noqa: D102
@@ -203,9 +204,8 @@ class ArrayNamespace:
         return 2.0 * ops.sigmoid(2.0 * x) - 1.0
 
     # ------------------------------------------------------------------------------- reductions and products
-    @staticmethod
     def cumulative_sum(
-        x: Tensor, /, *, axis: int | None = None, dtype: Any = None, include_initial: Any = False
+        self, x: Tensor, /, *, axis: int | None = None, dtype: Any = None, include_initial: Any = False
     ) -> Tensor:
         """Running sum along *axis*, which may be left out for one dim; integers are summed in int64."""
         if axis is None:
@@ -213,7 +213,7 @@ class ArrayNamespace:
                 raise ValueError(f"cumulative_sum of {x.ndim} dims needs an axis")
             axis = 0
         x = ops.cast(x, dtype or _sum_dtype(x.dtype))
-        total = ops.cumsum(x, axis) if _size(x) else x
+        total = self._kernels.cumsum(x, axis) if _size(x) else x
         if not include_initial:
             return total
         shape = list(total.shape)

@@ -11,12 +11,15 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Backward, Forward
 from hyperep.sharding import Sharding
 from hyperep_mindspore import autodiff, collectives, grouped, modules, transfer
 from hyperep_mindspore.array_namespace import ArrayNamespace
 from hyperep_mindspore.collectives import MindSporeWork
 from hyperep_mindspore.groups import Group, new_group, world_group
+from hyperep_mindspore.kernels import kernels_of
+from hyperep_mindspore.probe import is_emulated
 from hyperep_mindspore.spec import CAPABILITIES
 from hyperep_mindspore.world import World, join_world
 
@@ -28,6 +31,13 @@ _ON_CPU = {
     Capability.BFLOAT16: Support.UNSUPPORTED,  # hardly any kernels: no comparison, no product, no exponential
 }
 """What the CPU does not do natively."""
+
+_ON_ASCEND = {
+    Capability.FLOAT64: Support.UNSUPPORTED,  # HCCL reduces none, and the device multiplies none
+}
+"""What Ascend does not do at all."""
+
+_LESS = {"cpu": _ON_CPU, "ascend": _ON_ASCEND}
 
 
 def join(device: str | None = None) -> MindSporePlatform:
@@ -41,8 +51,8 @@ class MindSporePlatform(PlatformBase[Tensor]):
     def __init__(self, world: World) -> None:
         self._world = world
         self._world_group = world_group(world)
-        self._capabilities = {**CAPABILITIES, **(_ON_CPU if world.device == "cpu" else {})}
-        self._xp = ArrayNamespace(self.name, self._capabilities)
+        self._capabilities = {**CAPABILITIES, **_LESS.get(world.device, {})}
+        self._xp = ArrayNamespace(self.name, self._capabilities, kernels_of(world.device))
 
     # ---------------------------------------------------------------------------------- identity and world
     @property
@@ -51,7 +61,9 @@ class MindSporePlatform(PlatformBase[Tensor]):
 
     @property
     def device(self) -> str:  # noqa: D102
-        return self._world.device
+        # Reports and matrices print this: nobody may take a result of the emulated device for one of Ascend.
+        emulated = self._world.device == "ascend" and is_emulated()
+        return f"emulated device {self._world.device}" if emulated else self._world.device
 
     @property
     def capabilities(self) -> Mapping[Capability, Support]:  # noqa: D102
@@ -83,6 +95,8 @@ class MindSporePlatform(PlatformBase[Tensor]):
         return isinstance(value, Tensor)
 
     def from_host(self, array: np.ndarray) -> Tensor:  # noqa: D102
+        if array.dtype == np.float64 and self._capabilities[Capability.FLOAT64] is Support.UNSUPPORTED:
+            raise UnsupportedCapability(self.name, Capability.FLOAT64, "HCCL reduces no float64; cast it to float32")
         return transfer.from_host(array)
 
     def to_host(self, *tensors: Tensor) -> tuple[np.ndarray, ...]:  # noqa: D102
@@ -109,17 +123,17 @@ class MindSporePlatform(PlatformBase[Tensor]):
         group: Group | None = None,
         async_op: bool = False,
     ) -> Tensor | MindSporeWork:
-        work = collectives.all_to_all_single(x, output_splits, input_splits, self._group(group), self.device)
+        work = collectives.all_to_all_single(x, output_splits, input_splits, self._group(group), self._world.device)
         return work if async_op else work.wait()
 
     def all_gather(self, x: Tensor, group: Group | None = None) -> Tensor:  # noqa: D102
-        return collectives.all_gather(x, self._group(group), self.device)
+        return collectives.all_gather(x, self._group(group), self._world.device)
 
     def reduce_scatter(self, x: Tensor, group: Group | None = None) -> Tensor:  # noqa: D102
-        return collectives.reduce_scatter(x, self._group(group), self.device)
+        return collectives.reduce_scatter(x, self._group(group), self._world.device)
 
     def all_reduce(self, x: Tensor, group: Group | None = None, op: str = "sum") -> Tensor:  # noqa: D102
-        return collectives.all_reduce(x, self._group(group), op, self.device)
+        return collectives.all_reduce(x, self._group(group), op, self._world.device)
 
     def broadcast(self, x: Tensor, source: int = 0, group: Group | None = None) -> Tensor:  # noqa: D102
         return collectives.broadcast(x, source, self._group(group))

@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 
 from hyperep.platform.spec import Viability
 
-__all__ = ["TESTED_VERSION", "probe"]
+__all__ = ["TESTED_VERSION", "is_emulated", "probe"]
 
 TESTED_VERSION = (2, 10)
+
+
+def is_emulated() -> bool:
+    """Whether an Ascend device here is one of ``backends/ascend_emulator``, the project's test equipment."""
+    return bool(os.environ.get("EMULATED_NPUS"))
 
 
 def probe() -> Viability:
@@ -31,7 +37,8 @@ def probe() -> Viability:
         wanted = ".".join(map(str, TESTED_VERSION))
         return Viability(False, f"{framework} is not {wanted}; pip install 'mindspore~={wanted}.0'", framework)
     device = mindspore.get_context("device_target")
-    return Viability.yes(f"{framework}; the default device is {device}", framework=framework)
+    kind = f"emulated {device}" if device == "Ascend" and is_emulated() else device
+    return Viability.yes(f"{framework}; the default device is {kind}", framework=framework)
 
 
 def _version(text: str) -> tuple[int, int]:
