@@ -1,33 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the libraries that stand in for CANN, with the system compiler, against the headers in the torch_npu wheel."""
+"""Build the libraries that stand in for CANN, with the system compiler, against CANN's headers in torch_npu's wheel."""
 
 import hashlib
 import os
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from ascend_emulator.wheel import linked_libraries, undefined_cann_symbols, wheel_folder
+from ascend_emulator.wheels import Wheel, cann_headers, installed
 
 SOURCES = Path(__file__).parent / "csrc"
-RUNTIME = (
-    *(f"runtime/{name}.c" for name in ("options", "stream", "event", "device", "memory")),
-    "operators/operator.c",
-)
-HCCL = ("hccl/communicator.c", "hccl/reduce.c", "hccl/hccl.cc")
 
-# Other libraries that the wheel is linked against, or opens by name. They hold nothing themselves: each is linked
-# against libascendcl, where a search in them goes on.
+# Which folders of csrc make up which library. The sonames are those of CANN.
+PARTS = {
+    "libascendcl": ("runtime", "operators", "older_operators", "graph_engine"),
+    "libhccl": ("hccl",),
+}
+
+# Other libraries that the wheels are linked against, or open by name. They hold nothing themselves: each is linked
+# against the two above, where a search in them goes on.
 EMPTY = (
-    *("libacl_op_compiler", "libge_runner", "libgraph", "libacl_tdt_channel"),
-    *("libatb", "libopapi", "libcust_opapi"),
+    *("libacl_op_compiler", "libge_runner", "libgraph", "libacl_tdt_channel", "libacl_tdt_queue"),
+    *("libatb", "libopapi", "libcust_opapi", "libnnopbase", "libmsprofiler", "libprofapi"),
+    *("libruntime", "libplatform", "libc_sec", "libascend_hal", "libgmem"),
 )
 
-# Folders that torch_npu looks for in an installation of CANN, and reads nothing from.
+# MindSpore finds an installation of CANN by the path of its libraries, in which it looks for these names.
+HOME = Path("ascend-toolkit") / "latest"
+LIBRARIES = HOME / "lib64"
+
+# Folders that the wheels look for in an installation of CANN, and read nothing from.
 FOLDERS = ("runtime", "compiler", "opp")
 
+# What MindSpore asks the installation for, and compares with the version that its own operators were compiled with.
+VERSION = "9.1.0"
+
 # Functions that an ordinary program calls without any effect that matters here: they succeed and do nothing. Some are
-# not linked against but looked up by name. Whatever else the wheel is linked against fails, and says its name.
+# not linked against but looked up by name. Whatever else a wheel is linked against fails, and says its name.
 HARMLESS = frozenset(
     (
         *("MsprofRegisterCallback", "MsprofReportAdditionalInfo", "MsprofReportApi", "MsprofReportCompactInfo"),
@@ -35,8 +46,16 @@ HARMLESS = frozenset(
         *("aclmdlInitDump", "aclmdlFinalizeDump", "aclmdlSetDump"),
         *("aclSetCompileopt", "aclopSetCompileFlag", "aclrtCtxSetSysParamOpt", "aclrtSetSysParamOpt"),
         *("aclrtSetDeviceSatMode", "aclrtSetOpExecuteTimeOut", "aclrtSetOpWaitTimeout", "aclrtSetStreamFailureMode"),
-        "aclrtDeviceEnablePeerAccess",
+        *("aclrtDeviceEnablePeerAccess", "aclrtSetExceptionInfoCallback"),
     )
+)
+
+# Functions of the graph engine that MindSpore calls whether there is a graph or not: constructors that register
+# operators while its libraries are loaded, the engine's start and end, and questions to an operator for its attributes,
+# whose defaults stay as the caller has set them. How their mangled names begin.
+HARMLESS_IN_ENGINE = (
+    *("_ZN2ge23OperatorCreatorRegisterC", "_ZN2ge10TensorTypeC", "_ZN2ge7PromoteC"),
+    *("_ZN2ge12GEInitialize", "_ZN2ge10GEFinalize", "_ZNK2ge8Operator7GetAttr"),
 )
 
 
@@ -46,21 +65,20 @@ def cache_folder() -> Path:
 
 
 def build(folder: Path | None = None) -> Path:
-    """The folder of the built libraries, which are built only if no build of the same content is in `folder`.
+    """The folder of the built installation, which is made only if none of the same content is in `folder`.
 
     Raises:
-        ModuleNotFoundError: torch_npu is not installed.
+        ModuleNotFoundError: no framework is installed, or not the headers of CANN.
         RuntimeError: the compiler failed; the message holds its output.
     """
-    wheel = wheel_folder()
-    done = (folder or cache_folder()) / _fingerprint(wheel)
+    wheels, include = installed(), cann_headers()
+    done = (folder or cache_folder()) / _fingerprint(wheels)
     if done.is_dir():
         return done
     done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=done.parent, prefix="building-") as made:
-        fresh = Path(made) / "lib"
-        fresh.mkdir()
-        _build_into(fresh, wheel)
+        fresh = Path(made) / "cann"
+        _build_into(fresh, wheels, include)
         try:
             fresh.rename(done)
         except OSError:
@@ -69,40 +87,57 @@ def build(folder: Path | None = None) -> Path:
     return done
 
 
-def _fingerprint(wheel: Path) -> str:
+def _fingerprint(wheels: list[Wheel]) -> str:
     digest = hashlib.sha256()
-    for path in (*sorted(SOURCES.rglob("*.[ch]*")), Path(__file__), Path(__file__).with_name("wheel.py")):
+    for path in (*sorted(SOURCES.rglob("*.*")), Path(__file__), Path(__file__).with_name("wheels.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for path in linked_libraries(wheel):
+    for path in (library for wheel in wheels for library in wheel.libraries):
         digest.update(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 
-def _build_into(out: Path, wheel: Path) -> None:
-    include = wheel / "include"
-    flags = [
-        *("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-pthread", f"-I{include}"),
-        *(f"-I{SOURCES / folder}" for folder in ("runtime", "hccl", "operators")),
-        *(f"-I{include / 'third_party' / name / 'inc'}" for name in ("acl", "hccl")),
-    ]
-    objects = {name: out / f"{Path(name).name}.o" for name in RUNTIME + HCCL}
-    for name, made in objects.items():
-        compiler = ["g++", "-std=c++17"] if name.endswith(".cc") else ["gcc", "-std=gnu11"]
-        _run([*compiler, *flags[1:], "-c", str(SOURCES / name), "-o", str(made)])
+def _build_into(root: Path, wheels: list[Wheel], include: Path) -> None:
+    out = root / LIBRARIES
+    out.mkdir(parents=True)
+    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        compile_one = partial(_compile, out=out, include=include)
+        objects = {name: list(compilers.map(compile_one, _sources(parts))) for name, parts in PARTS.items()}
+    wanted = set().union(*(wheel.wanted() for wheel in wheels)) | HARMLESS
     stubs = out / "stubs.c"
-    stubs.write_text(stub_source(undefined_cann_symbols(wheel) | HARMLESS, defined_symbols(list(objects.values()))))
-    runtime = [str(objects[name]) for name in RUNTIME]
-    # The sonames are those of CANN, and libhccl.so finds its neighbour libascendcl.so by $ORIGIN.
-    _run(["gcc", *flags, "-Wl,-soname,libascendcl.so", "-o", str(out / "libascendcl.so"), *runtime, str(stubs)])
-    hccl = [str(objects[name]) for name in HCCL]
-    runtime_too = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{out}", "-lascendcl"]
-    _run(["g++", *flags, "-Wl,-soname,libhccl.so", "-o", str(out / "libhccl.so"), *hccl, *runtime_too])
+    stubs.write_text(stub_source(wanted, defined_symbols([path for paths in objects.values() for path in paths])))
+    objects["libascendcl"].append(_compile(stubs, out, include))
+    # libhccl.so finds its neighbour libascendcl.so by $ORIGIN, and so do the empty ones both.
+    neighbour = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", f"-L{out}"]
+    _link("libascendcl", out, objects["libascendcl"])
+    _link("libhccl", out, [*objects["libhccl"], *neighbour, "-lascendcl"])
     for name in EMPTY:
-        _run(["gcc", *flags, f"-Wl,-soname,{name}.so", "-o", str(out / f"{name}.so"), *runtime_too])
-    for name in FOLDERS:
-        (out / name).mkdir()
-    for left in (*objects.values(), stubs):
+        _link(name, out, [*neighbour, "-lascendcl", "-lhccl"])
+    for folder in FOLDERS:
+        (root / HOME / folder).mkdir()
+    (root / HOME / "compiler" / "version.info").write_text(f"Version={VERSION}\n")
+    for left in (stubs, *(path for paths in objects.values() for path in paths)):
         left.unlink()
+
+
+def _sources(folders: tuple[str, ...]) -> list[Path]:
+    return sorted(path for folder in folders for path in (SOURCES / folder).iterdir() if path.suffix in (".c", ".cc"))
+
+
+def _compile(source: Path, out: Path, include: Path) -> Path:
+    made = out / f"{source.parent.name}-{source.name}.o"
+    compiler = ["g++", "-std=c++17"] if source.suffix == ".cc" else ["gcc", "-std=gnu11"]
+    if source.parent.name == "graph_engine":
+        compiler.append("-D_GLIBCXX_USE_CXX11_ABI=0")  # CANN's own libraries are of the older ABI
+    folders = [SOURCES / name for parts in PARTS.values() for name in parts]
+    folders += [include, *(include / "third_party" / name / "inc" for name in ("acl", "hccl"))]
+    flags = ["-fPIC", "-O2", "-Wall", "-Wextra", "-pthread", *(f"-I{folder}" for folder in folders)]
+    _run([*compiler, *flags, "-c", str(source), "-o", str(made)])
+    return made
+
+
+def _link(name: str, out: Path, inputs: list[Path | str]) -> None:
+    library = out / f"{name}.so"
+    _run(["g++", "-shared", "-pthread", f"-Wl,-soname,{name}.so", "-o", str(library), *map(str, inputs)])
 
 
 def defined_symbols(objects: list[Path]) -> set[str]:
@@ -118,11 +153,17 @@ def defined_symbols(objects: list[Path]) -> set[str]:
 
 
 def stub_source(wanted: set[str], defined: set[str]) -> str:
-    """C source of the functions that are wanted and not defined: harmless ones succeed, the others say so and fail."""
-    lines = ["#include <stdio.h>"]
+    """C source of the functions that are wanted and not defined: harmless ones succeed, the others say so and fail.
+
+    A function of the graph engine is C++ and may have a result of any kind, so that it cannot fail but by aborting. Its
+    mangled name is a name in C.
+    """
+    lines = ["#include <stdio.h>", '#include "emulator.h"']
     for name in sorted(wanted - defined):
-        if name in HARMLESS:
+        if name in HARMLESS or name.startswith(HARMLESS_IN_ENGINE):
             lines.append(f"int {name}(void) {{ return 0; }}")
+        elif name.startswith("_Z"):
+            lines.append(f'void {name}(void) {{ npu_die("the graph engine is not emulated: {name}"); }}')
         else:
             lines.append(
                 f'int {name}(void) {{ fputs("emulated NPU: {name} is not emulated\\n", stderr); return 207000; }}'

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ascend_emulator.build import build
+from ascend_emulator.build import HOME, LIBRARIES, build
 
 HERE = Path(__file__).parent
 
@@ -29,14 +29,15 @@ def environment(
     """
     base = os.environ if base is None else base
     made = dict(base)
-    libraries = str(build(folder))
-    made["LD_LIBRARY_PATH"] = _prepend(libraries, base.get("LD_LIBRARY_PATH"))
+    root = build(folder)
+    made["LD_LIBRARY_PATH"] = _prepend(str(root / LIBRARIES), base.get("LD_LIBRARY_PATH"))
     # Without these torch_npu prints a warning to stdout, where programs print their results.
-    made["ASCEND_HOME_PATH"] = libraries
-    made["ASCEND_OPP_PATH"] = str(Path(libraries) / "opp")
+    made["ASCEND_HOME_PATH"] = str(root / HOME)
+    made["ASCEND_OPP_PATH"] = str(root / HOME / "opp")
     # `autoload` holds a sitecustomize module, which Python imports at its start: it sees to it that whoever imports
-    # torch_npu, by whatever way, gets the kernels too.
-    made["PYTHONPATH"] = _prepend(f"{HERE / 'autoload'}{os.pathsep}{HERE.parent}", base.get("PYTHONPATH"))
+    # torch_npu, by whatever way, gets the kernels too. `cann_python` holds the package that MindSpore looks for.
+    folders = (HERE / "autoload", HERE.parent, HERE / "cann_python")
+    made["PYTHONPATH"] = _prepend(os.pathsep.join(map(str, folders)), base.get("PYTHONPATH"))
     made["EMULATED_NPUS"] = str(devices)
     made["EMULATED_NPU_DELAY_MS"] = str(delay_ms)
     if deadline_s is not None:

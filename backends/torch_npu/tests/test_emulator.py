@@ -16,11 +16,13 @@ pytestmark = pytest.mark.emulator
 def test_every_library_that_the_wheel_is_linked_against_is_found() -> None:
     """A missing library or symbol, which shows itself at some later version of the wheel."""
     import torch
-    from ascend_emulator.wheel import linked_libraries, wheel_folder
+    from ascend_emulator.wheels import torch_npu
 
+    wheel = torch_npu()
+    assert wheel is not None
     search = f"{os.environ['LD_LIBRARY_PATH']}:{Path(torch.__file__).parent / 'lib'}"
     done = subprocess.run(
-        ["ldd", "-r", str(linked_libraries(wheel_folder())[0])],
+        ["ldd", "-r", str(wheel.libraries[0])],
         env={**os.environ, "LD_LIBRARY_PATH": search},
         capture_output=True,
         text=True,
@@ -53,20 +55,21 @@ def test_a_function_that_is_not_emulated_says_its_name() -> None:
     """A stub that answers 'success' for something that it did not do."""
     from ascend_emulator.build import stub_source
 
-    source = stub_source({"aclDone", "aclInit", "aclAppLog"}, {"aclInit"})
+    source = stub_source({"aclDone", "aclInit", "aclAppLog", "_ZN2ge5GraphC1EPKc"}, {"aclInit"})
     assert "aclDone is not emulated" in source
+    assert "the graph engine is not emulated: _ZN2ge5GraphC1EPKc" in source
     assert "int aclAppLog(void) { return 0; }" in source
     assert "aclInit" not in source
 
 
 def test_a_build_is_used_again(tmp_path: Path) -> None:
     """Compiling at every start."""
-    from ascend_emulator.build import build
+    from ascend_emulator.build import LIBRARIES, build
 
     first = build(tmp_path)
-    made = (first / "libhccl.so").stat().st_mtime_ns
+    made = (first / LIBRARIES / "libhccl.so").stat().st_mtime_ns
     assert build(tmp_path) == first
-    assert (first / "libhccl.so").stat().st_mtime_ns == made
+    assert (first / LIBRARIES / "libhccl.so").stat().st_mtime_ns == made
 
 
 def test_a_wheel_with_another_schema_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,14 +61,35 @@ aclError aclrtSetCurrentContext(aclrtContext context)
     return aclrtSetDevice((int32_t)(intptr_t)context - 1);
 }
 
-const char *aclrtGetSocName(void)
+aclError aclrtCreateContext(aclrtContext *context, int32_t device)
 {
-    return "Ascend910B1"; /* a name that torch_npu knows; it decides which operators it thinks there are */
+    aclError result = aclrtSetDevice(device);
+    aclrtGetCurrentContext(context);
+    return result;
 }
 
-const char *aclGetRecentErrMsg(void)
+aclError aclrtDestroyContext(aclrtContext context)
 {
-    return "the emulated NPU has no further message";
+    (void)context;
+    return ACL_SUCCESS;
+}
+
+aclError aclrtGetRunMode(aclrtRunMode *mode)
+{
+    *mode = ACL_HOST; /* programs run beside the device, not on it */
+    return ACL_SUCCESS;
+}
+
+aclError aclrtDeviceGetStreamPriorityRange(int32_t *least, int32_t *greatest)
+{
+    *least = 7;
+    *greatest = 0;
+    return ACL_SUCCESS;
+}
+
+const char *aclrtGetSocName(void)
+{
+    return "Ascend910B1"; /* a name that the frameworks know; it decides which operators they think there are */
 }
 
 aclError aclrtGetMemInfo(aclrtMemAttr attribute, size_t *available, size_t *total)

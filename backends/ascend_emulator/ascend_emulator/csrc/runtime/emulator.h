@@ -3,8 +3,8 @@
    goes through.
 
    An emulated device is this process: device memory is host memory, and a stream is a thread that runs tasks in the
-   order in which they were put in. Kernels are not here; they are served in Python (aten.py), which waits for its
-   stream first. */
+   order in which they were put in. Kernels are elsewhere: CANN's operators, which MindSpore calls, in ../operators, where
+   each is a task of its stream; PyTorch's in Python (torch_kernels), which waits for its stream first. */
 #ifndef NPU_EMULATOR_H
 #define NPU_EMULATOR_H
 #include <stddef.h>
@@ -35,6 +35,12 @@ void npu_enqueue(void *stream, npu_task task, void *argument, int delayed);
 /* Wait until all that is in the queue of a stream now, or of all streams, has run. */
 void npu_drain(void *stream);
 void npu_drain_all(void);
+
+/* Fill new device memory with garbage: huge negative numbers, so that a result that is read too early is seen. */
+void npu_fill_new_memory(void *address, size_t bytes);
+
+/* Refuse a call: what is said here is printed, and aclGetRecentErrMsg() gives it to this thread. Returns `code`. */
+int npu_refuse(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,12 @@
 #include "emulator.h"
 
 #define ALIGNMENT 512 /* bytes; torch_npu's allocator counts on it */
-#define GARBAGE 0xF7  /* new memory reads as huge negative numbers, so that a result read too early is seen */
+#define GARBAGE 0xF7
+
+void npu_fill_new_memory(void *address, size_t bytes)
+{
+    memset(address, GARBAGE, bytes);
+}
 
 static aclError take(void **address, size_t bytes)
 {
@@ -16,7 +21,7 @@ static aclError take(void **address, size_t bytes)
     if (*address == NULL) {
         return ACL_ERROR_RT_MEMORY_ALLOCATION;
     }
-    memset(*address, GARBAGE, rounded);
+    npu_fill_new_memory(*address, rounded);
     return ACL_SUCCESS;
 }
 

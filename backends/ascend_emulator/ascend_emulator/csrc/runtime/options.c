@@ -3,7 +3,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "acl/acl.h"
 #include "emulator.h"
 
 static int number(const char *name, int otherwise)
@@ -33,6 +35,29 @@ int npu_deadline_s(void)
 int npu_device_count(void)
 {
     return number("EMULATED_NPUS", 0);
+}
+
+static __thread char refusal[1024];
+
+int npu_refuse(int code, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(refusal, sizeof refusal, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "emulated NPU: %s\n", refusal);
+    return code;
+}
+
+const char *aclGetRecentErrMsg(void)
+{
+    static __thread char told[sizeof refusal];
+    if (refusal[0] == '\0') {
+        return "the emulated NPU has no further message";
+    }
+    memcpy(told, refusal, sizeof told);
+    refusal[0] = '\0'; /* as with CANN, a message is told once */
+    return told;
 }
 
 void npu_die(const char *format, ...)

@@ -233,9 +233,3 @@ aclError aclrtStreamGetId(aclrtStream stream, int32_t *id)
     *id = resolve(stream)->id;
     return ACL_SUCCESS;
 }
-
-aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc function, void *argument)
-{
-    npu_enqueue(stream, function, argument, 0);
-    return ACL_SUCCESS;
-}
