@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collectives between processes that MindSpore started: late, and loud where ranks disagree."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from hyperep.launch.pool import RankPool
+from hyperep.platform.errors import RankFailure
+
+
+def test_a_result_is_there_when_it_was_waited_for_and_not_before(pools) -> None:
+    """An emulated device whose work is done when the call returns hides every missing synchronisation."""
+    assert pools(2).run("mindspore_programs:read_twice", {}, deadline=120) == [(False, True)] * 2
+
+
+def test_ranks_that_disagree_all_abort_and_say_on_what() -> None:
+    """Garbage, or an error on one rank while the other waits."""
+    from hyperep_mindspore.launcher import launcher
+
+    with RankPool(launcher, "mindspore", 2, start_deadline=240.0) as pool, pytest.raises(RankFailure) as failure:
+        pool.run("mindspore_programs:disagree", {}, deadline=120)
+    told = str(failure.value)
+    assert "all_to_all: rank 0 sends 8 elements to rank 1, which expects 12" in told, told
+    assert all(re.search(rf"rank {rank}( of 2|:) died: crashed with SIGABRT", told) for rank in (0, 1)), told
