@@ -8,6 +8,7 @@ from hyperep.loopback import LoopbackPlatform
 from hyperep.train.attention import rotary_tables
 from hyperep.train.loss import cross_entropy, imbalance_loss
 from hyperep.train.model import LanguageModel, expert_modules
+from hyperep.train.trainer import find_gradients, new_state
 
 
 @pytest.fixture
@@ -34,6 +35,18 @@ def test_sequences_do_not_see_each_other(platform, small):
     together = model(platform.from_host(tokens))[0].reshape(3, 16, 256)
     alone = model(platform.from_host(tokens[1:2]))[0]
     np.testing.assert_allclose(together[1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_loss_trains_the_router_whatever_the_number_of_choices(platform, small, top_k):
+    settings = small(top_k=top_k, balance=0.0, dtype="float64")  # the balance loss would train it anyway
+    state = new_state(platform, settings, unsharded=True)
+    batch = np.random.default_rng(0).integers(0, 256, size=(settings.sequences, settings.seq_len + 1))
+    clipped = find_gradients(platform, settings, state, batch).clipped
+    gates = {name: float(np.linalg.norm(gradient)) for name, gradient in clipped.items() if name.endswith("gate")}
+    assert len(gates) == settings.layers
+    # One score that is divided by itself is 1, whatever the router says: its gradient would be some 1e-17.
+    assert min(gates.values()) > 1e-4, gates
 
 
 def test_the_first_loss_is_that_of_a_uniform_guess(train, small):
