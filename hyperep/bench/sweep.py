@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hyperep.bench.launch import start
 from hyperep.bench.shapes import Shape
+from hyperep.drawing import import_matplotlib
+from hyperep.writable import require_writable_file
 
-__all__ = ["SWEEPS", "Point", "draw", "points", "swept"]
+__all__ = ["SWEEPS", "Point", "draw", "points", "require_drawable", "swept"]
 
 SWEEPS: Mapping[str, tuple[float, ...]] = {
     "experts": (16, 32, 64, 128, 256, 512),
@@ -70,9 +73,9 @@ def points(sweep: str, base: Shape, ranks: int) -> list[Point]:
 
 
 def swept(
-    sweep: str, base: Shape, path: str, *, platform_name: str | None, ranks: int | None, **how: Any
+    sweep: str, base: Shape, *, platform_name: str | None, ranks: int | None, **how: Any
 ) -> list[dict[str, Any]] | None:
-    """Measure the points of *sweep* and draw them to *path*; arguments and errors as for :func:`start`.
+    """Measure the points of *sweep*; arguments and errors as for :func:`start`.
 
     Points of the same number of ranks take turns, so that a change of the machine's speed meets all of them.
     """
@@ -84,28 +87,43 @@ def swept(
         if found is None:
             return None
         records += found
-    draw(sweep, list(zip(planned, records, strict=True)), f"{base.name} on {platform_name or 'this platform'}", path)
     return [{**r, "sweep": sweep, "value": p.value, "line": p.line} for p, r in zip(planned, records, strict=True)]
 
 
-def draw(sweep: str, measured: Sequence[tuple[Point, Mapping[str, Any]]], title: str, path: str) -> None:
-    """Write the picture of a sweep; its format is that of the name of *path*."""
+def require_drawable(path: Path) -> None:
+    """Check, before anything is measured, that a picture can be written to *path*.
+
+    Raises:
+        ValueError: its folder is missing, it cannot be written, or its name is that of no format.
+    """
+    require_writable_file(path, "--picture")
+    try:
+        import_matplotlib()
+        from matplotlib.backend_bases import FigureCanvasBase
+    except Exception:
+        return  # it will be told when there is something to draw: until then the measurements need no picture
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise ValueError(f"--picture {path}: {path.suffix[1:]!r} is no format of pictures; choose one of {formats}")
+
+
+def draw(sweep: str, records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Write the picture of what :func:`swept` returned; its format is that of the name of *path*."""
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     with_bytes = sweep in _BYTES
     figure = Figure(figsize=(11 if with_bytes else 7, 4.2), layout="constrained")
     axes, *beside = figure.subplots(1, 2 if with_bytes else 1, squeeze=False)[0]
-    for line in dict.fromkeys(point.line for point, _ in measured):
-        of_line = [(point.value, record) for point, record in measured if point.line == line]
-        values = [value for value, _ in of_line]
-        _plot(axes, values, [r for _, r in of_line], "forward_backward", line)
-    of_first = [(point.value, record) for point, record in measured if point.line == measured[0][0].line]
+    for line in dict.fromkeys(record["line"] for record in records):
+        _plot(axes, [record for record in records if record["line"] == line], "forward_backward", line)
+    of_first = [record for record in records if record["line"] == records[0]["line"]]
     looks = [("limit", "limit: raw exchanges and dense products", "0.45"), ("naive", "naive way", "tab:red")]
     if with_bytes:
         looks.append(("rows", "the same with an exchange of rows", "tab:orange"))
     for contestant, label, color in looks:
-        if all(contestant in record["spread_ms"] for _, record in of_first):
-            _plot(axes, [v for v, _ in of_first], [r for _, r in of_first], contestant, label, color)
+        if all(contestant in record["spread_ms"] for record in of_first):
+            _plot(axes, of_first, contestant, label, color)
     for panel in (axes, *beside):
         if sweep != "skew":
             panel.set_xscale("log", base=2)
@@ -124,27 +142,23 @@ def draw(sweep: str, measured: Sequence[tuple[Point, Mapping[str, Any]]], title:
     figure.savefig(path, dpi=120)
 
 
-def _plot_bytes(axes: Any, measured: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+def _plot_bytes(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     """Bytes on the wire, of the layer and of the same with an exchange of rows."""
-    values = [value for value, _ in measured]
+    values = [record["value"] for record in records]
     for key, label, color in (
         ("wire_bytes", "layer", "tab:blue"),
         ("wire_bytes_of_rows", "the same with an exchange of rows", "tab:orange"),
     ):
-        axes.plot(values, [record[key] / 1e6 for _, record in measured], marker="o", label=label, color=color)
+        axes.plot(values, [record[key] / 1e6 for record in records], marker="o", label=label, color=color)
     axes.set(ylabel="MB on the wire, all ranks together", title="what travels", ylim=(0, None))
     axes.legend()
 
 
 def _plot(
-    axes: Any,
-    values: Sequence[float],
-    records: Sequence[Mapping[str, Any]],
-    contestant: str,
-    label: str,
-    color: str | None = None,
+    axes: Any, records: Sequence[Mapping[str, Any]], contestant: str, label: str, color: str | None = None
 ) -> None:
     """A line through the medians, and the middle half of the repetitions as a band."""
+    values = [record["value"] for record in records]
     medians = [record[f"{contestant}_ms"] for record in records]
     low, high = zip(*(record["spread_ms"][contestant] for record in records), strict=True)
     (line,) = axes.plot(values, medians, marker="o", label=label, color=color)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -69,7 +70,7 @@ def bench(
     from hyperep.bench.launch import start
     from hyperep.bench.report import notes, table
     from hyperep.bench.shapes import preset
-    from hyperep.bench.sweep import swept
+    from hyperep.bench.sweep import SWEEPS, draw, require_drawable, swept
     from hyperep.launch.timeout import use_timeout
 
     # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
@@ -77,22 +78,30 @@ def bench(
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
     how["exchange"] = exchange.value
     shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
-    path = None
+    path = Path(picture or f"bench-{sweep}.svg")
+    if picture is not None and sweep is None:
+        raise ValueError(f"--picture {picture} is for a sweep; name one with --sweep, or leave it out")
+    if sweep in SWEEPS:  # an unknown one is told by what follows
+        require_drawable(path)
     if sweep is not None and len(shapes) > 1:
         raise ValueError(f"--sweep begins from one shape, but {len(shapes)} were given; leave all but one out")
     with use_timeout(timeout):
-        if sweep is None:
-            records = start(shapes, **how)
-        else:
-            path = picture or f"bench-{sweep}.svg"
-            records = swept(sweep, shapes[0], path, **how)
+        records = start(shapes, **how) if sweep is None else swept(sweep, shapes[0], **how)
     if records is None:
-        return
-    if as_json:
-        print(json.dumps(records, indent=2))
         return
     # A table that is wrapped by the terminal can still be read; one whose columns are cut off cannot.
     console = Console(highlight=False, width=max(Console().width, 138))
-    console.print(table(records))
-    for line in [*notes(records), *([f"picture: {path}"] if path else [])]:
-        console.print(line, markup=False)
+    if as_json:
+        print(json.dumps(records, indent=2), flush=True)
+    else:
+        console.print(table(records))
+        for line in notes(records):
+            console.print(line, markup=False)
+    # Last, because what was measured is there now, whatever comes of the picture.
+    if sweep is not None:
+        try:
+            draw(sweep, records, f"{shapes[0].name} on {platform or 'this platform'}", path)
+        except Exception as error:
+            raise ValueError(f"the picture {path} was not drawn: {type(error).__name__}: {error}") from error
+        if not as_json:
+            console.print(f"picture: {path}", markup=False)

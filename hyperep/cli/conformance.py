@@ -15,6 +15,7 @@ from hyperep.conformance.report import Report, Result
 from hyperep.conformance.suite import check_platform
 from hyperep.conformance.text import listing, summary
 from hyperep.conformance.verdict import CONFORMING
+from hyperep.writable import require_writable_file
 
 __all__ = ["conformance"]
 
@@ -51,11 +52,15 @@ def run(
         sizes = [int(part) for part in world_size.split(",")]
     except ValueError:
         raise ValueError(f"--world-size {world_size}: give numbers of ranks such as 1,2,4") from None
-    found = check_platform(platform, sizes, only=only or (), seed=seed, deadline=deadline, progress=_show)
-    print(file=sys.stderr)
-    print(summary(found, details=details))
     if report is not None:
-        found.save(report)
+        require_writable_file(report, "--report")
+    found = check_platform(platform, sizes, only=only or (), seed=seed, deadline=deadline, progress=_show)
+    try:
+        if report is not None:
+            found.save(report)
+    finally:  # what was found is told, whatever comes of the file
+        print(file=sys.stderr)
+        print(summary(found, details=details))
     raise typer.Exit(0 if found.conforms else 1)
 
 
@@ -65,6 +70,8 @@ def matrix(
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page with filters there.")] = None,
 ) -> None:
     """Print a Markdown table of several reports, or write it as an HTML page."""
+    if html is not None:
+        require_writable_file(html, "--html")
     loaded = [Report.load(path) for path in reports]
     if html is None:
         print(as_markdown(loaded), end="")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from hyperep.conformance.suite import described, make_report
 from hyperep.conformance.target import find_target
 from hyperep.conformance.world_run import WorldRun
 from hyperep.platform.errors import PlatformError
+from hyperep.writable import require_writable_file
 
 __all__ = ["SuiteSession"]
 
@@ -31,6 +33,11 @@ class SuiteSession:
         self.seed = config.getoption("--hyperep-seed")
         self._deadline = config.getoption("--hyperep-deadline")
         self._report = config.getoption("--hyperep-report")
+        if self._report:
+            try:
+                require_writable_file(Path(self._report), "--hyperep-report")
+            except ValueError as error:
+                raise pytest.UsageError(str(error)) from None
         self._world: WorldRun | None = None
         self._description: Mapping[str, object] = {}
         self._results: list[Result] = []

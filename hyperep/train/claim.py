@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from hyperep.train import checkpoint, manifest, metrics
 from hyperep.train.durable import make_directory
 from hyperep.train.manifest import Manifest
+from hyperep.writable import require_writable_folder
 
 __all__ = ["PAGE", "PICTURES", "check_claim", "claimed", "run_id"]
 
@@ -114,13 +114,7 @@ def _require_writable(out: Path) -> None:
         raise ValueError(f"out={str(out)!r}: {there} {what}; give --out a directory, or a name that is free")
     inside = out / checkpoint.DIRECTORY
     for folder in (there, *([inside] if os.path.lexists(inside) else [])):
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"out={str(out)!r}: {folder} cannot be written ({error.strerror}); choose another --out"
-            ) from error
+        require_writable_folder(folder, f"out={str(out)!r}", "choose another --out")
     if (out / metrics.FILE_NAME).is_dir():
         raise ValueError(f"out={str(out)!r}: {out / metrics.FILE_NAME} is a directory; choose another --out")
 

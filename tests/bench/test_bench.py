@@ -4,6 +4,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -210,6 +211,68 @@ def test_command_prints_json(capsys):
     assert set(record) >= KEYS
     assert (record["shape"], record["ranks"]) == ("finest", 2)
     assert record["naive_left_out"] == "not asked for"
+
+
+SWEEP = ["bench", "--platform", "loopback", "--sweep", "experts", "--repetitions", "1"]
+
+
+@pytest.fixture
+def two_points(monkeypatch):
+    monkeypatch.setattr("hyperep.bench.sweep.SWEEPS", {"experts": (2, 4)})
+    monkeypatch.setattr("hyperep.bench.shapes.PRESETS", {"fine": SMALL})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/a.svg", "there is no folder .*missing; make it, or name another file"),
+        ("a.gif7", "'gif7' is no format of pictures; choose one of .*'svg'"),
+        ("", "is a directory; name a file in it"),
+        ("file/a.svg", "there is no folder .*file"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path, capsys, monkeypatch, two_points, name, message
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("hyperep.bench.sweep.start", lambda *a, **k: pytest.fail("something was measured"))
+    with pytest.raises(SystemExit) as ended:
+        main([*SWEEP, "--picture", str(tmp_path / name)])
+    errors = capsys.readouterr().err
+    assert (ended.value.code, errors.count("\n")) == (2, 1)
+    assert re.match(rf"hyperep: error: --picture .*{message}", errors)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_results_are_there_before_the_picture_and_without_it(tmp_path, capsys, monkeypatch, two_points, as_json):
+    monkeypatch.setattr("hyperep.bench.sweep.draw", lambda *arguments: 1 / 0)
+    with pytest.raises(SystemExit) as ended:
+        main([*SWEEP, "--picture", str(tmp_path / "a.svg"), *(["--json"] if as_json else [])])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert shown.err.splitlines()[-1].startswith(f"hyperep: error: the picture {tmp_path / 'a.svg'} was not drawn: ")
+    if as_json:
+        assert [record["value"] for record in json.loads(shown.out)] == [2, 4]
+    else:
+        assert "small 4" in shown.out
+
+
+def test_a_sweep_does_not_need_matplotlib_until_it_draws(tmp_path, capsys, monkeypatch, two_points):
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit) as ended:
+        main([*SWEEP, "--picture", str(tmp_path / "a.svg"), "--json"])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert len(json.loads(shown.out)) == 2
+    assert "was not drawn: ModuleNotFoundError" in shown.err
+
+
+def test_a_picture_of_no_sweep_is_an_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--platform", "loopback", "--picture", "a.svg"])
+    assert ended.value.code == 2
+    assert "--picture a.svg is for a sweep" in capsys.readouterr().err
 
 
 def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):

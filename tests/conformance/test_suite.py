@@ -2,9 +2,11 @@
 """The suite on the reference platform, its verdicts, reports, matrix, command line and pytest plugin."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mutants import target
@@ -13,12 +15,15 @@ from hyperep.cli import main
 from hyperep.conformance import check_platform
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.matrix import as_html, as_markdown, cell
+from hyperep.conformance.pytest_session import SuiteSession
 from hyperep.conformance.report import Report, Result
 from hyperep.conformance.requirement import Level
 from hyperep.conformance.suite import check_target, selected
 from hyperep.conformance.text import failure, listing, summary
 from hyperep.conformance.verdict import Verdict, judge
+from hyperep.writable import require_writable_file
 
+DOCS = Path(__file__).parents[2] / "docs"
 MET = {"outcome": "met"}
 WRONG = {
     "outcome": "failed",
@@ -237,6 +242,55 @@ def test_the_command_line(tmp_path, capsys):
     assert f"{len(requirements())} requirements" in capsys.readouterr().out
     assert run_cli("list", "--markdown") == 0
     assert capsys.readouterr().out == listing()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing/r.json", "there is no folder"), ("", "is a directory"), ("file/r.json", "there is no folder")],
+)
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_checked(
+    tmp_path, capsys, monkeypatch, name, message
+):
+    (tmp_path / "file").touch()
+    path = str(tmp_path / name)
+    monkeypatch.setattr("hyperep.cli.conformance.check_platform", lambda *a, **k: pytest.fail("something was checked"))
+    assert run_cli("run", "--platform", "loopback", "--report", path) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"hyperep: error: --report {path}")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert run_cli("matrix", str(DOCS / "reports" / "loopback.json"), "--html", path) == 2
+    assert capsys.readouterr().err.startswith(f"hyperep: error: --html {path}")
+
+    class Options:
+        def getoption(self, name):
+            return {"--hyperep-platform": "loopback", "--hyperep-world-size": "1", "--hyperep-report": path}.get(name)
+
+    with pytest.raises(pytest.UsageError, match=f"--hyperep-report {path}.*{message}"):
+        SuiteSession(Options())
+
+
+def test_what_was_found_is_told_also_if_the_report_cannot_be_saved(tmp_path, capsys, monkeypatch):
+    def save(report, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Report, "save", save)
+    arguments = ("run", "--platform", "loopback", "--world-size", "1", "--only", "HOST-roundtrip")
+    assert run_cli(*arguments, "--report", str(tmp_path / "r.json")) == 2
+    shown = capsys.readouterr()
+    assert "loopback conforms at world size 1" in shown.out
+    assert "No space left on device" in shown.err
+
+
+def test_a_file_that_must_not_be_changed_is_none_to_write_to(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    path.touch()
+    require_writable_file(path, "--report")
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write to everything
+    with pytest.raises(ValueError, match=r"--report .*r.json cannot be written; name another file"):
+        require_writable_file(path, "--report")
+    with pytest.raises(ValueError, match=r"--report /proc/r.json: /proc cannot be written"):
+        require_writable_file(Path("/proc/r.json"), "--report")
 
 
 def test_the_pytest_plugin(tmp_path):
