@@ -218,7 +218,7 @@ SWEEP = ["bench", "--platform", "loopback", "--sweep", "experts", "--repetitions
 
 @pytest.fixture
 def two_points(monkeypatch):
-    monkeypatch.setattr("hyperep.bench.sweep.SWEEPS", {"experts": (2, 4)})
+    monkeypatch.setattr("hyperep.bench.sweep.SWEEPS", {"experts": (4, 8)})
     monkeypatch.setattr("hyperep.bench.shapes.PRESETS", {"fine": SMALL})
 
 
@@ -252,7 +252,7 @@ def test_results_are_there_before_the_picture_and_without_it(tmp_path, capsys, m
     assert ended.value.code == 2
     assert shown.err.splitlines()[-1].startswith(f"hyperep: error: the picture {tmp_path / 'a.svg'} was not drawn: ")
     if as_json:
-        assert [record["value"] for record in json.loads(shown.out)] == [2, 4]
+        assert [record["value"] for record in json.loads(shown.out)] == [4, 8]
     else:
         assert "small 4" in shown.out
 
