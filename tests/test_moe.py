@@ -31,6 +31,18 @@ def test_global_loss_is_that_of_all_ranks(ranks):
     run(moe_cases.global_loss_agrees, ranks)
 
 
+def test_global_loss_is_that_of_its_mesh():
+    run(lambda platform: moe_cases.global_loss_agrees(platform, others=2), 4)
+
+
+def test_expert_bias_follows_the_load_of_its_group():
+    run(moe_cases.bias_follows_the_load_of_its_group, 4)
+
+
+def test_tokens_of_any_number_of_dims():
+    run(moe_cases.tokens_of_any_number_of_dims, 1)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_expert_bias_follows_the_load_of_all_ranks(ranks):
     run(moe_cases.bias_follows_the_load, ranks)

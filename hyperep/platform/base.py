@@ -16,7 +16,7 @@ import numpy as np
 
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward, Group, Module, Parameter, Work
-from hyperep.platform.sum_rows import sum_rows
+from hyperep.platform.sum_rows import sum_rows, widened
 from hyperep.platform.swiglu import swiglu
 
 if TYPE_CHECKING:
@@ -144,7 +144,11 @@ class PlatformBase(ABC, Generic[T]):
         self.to_host(self.all_reduce(self.xp.zeros((1,), dtype=self.xp.int32), group))
 
     def stop_gradient(self, x: T) -> T:  # noqa: D102
-        return self.custom_vjp(lambda x: (x + 0, ()), lambda residuals, cotangents, needed: (None,))(x)
+        return self.custom_vjp(lambda x: (self._copy(x), ()), lambda residuals, cotangents, needed: (None,))(x)
+
+    def _copy(self, x: T) -> T:
+        """The same values, bit for bit, of any dtype: adding zero would make integers of booleans, and 0.0 of -0.0."""
+        return self.xp.astype(x, x.dtype)  # type: ignore[attr-defined]
 
     def from_local(self, local: T, sharding: Sharding) -> Any:  # noqa: D102
         from hyperep.sharding import ShardedTensor
@@ -158,7 +162,8 @@ class PlatformBase(ABC, Generic[T]):
         ranks = self.group_size(group)
         rows, *rest = x.shape  # type: ignore[attr-defined]
         terms = self.all_to_all_single(x, group=group)  # [R * N/R, ...]: rank r's term for this rank's rows
-        return self.xp.sum(self.xp.reshape(terms, (ranks, rows // ranks, *rest)), axis=0)
+        total = self.xp.sum(widened(self.xp, self.xp.reshape(terms, (ranks, rows // ranks, *rest))), axis=0)
+        return self.xp.astype(total, x.dtype)  # type: ignore[attr-defined]  # the standard's sum of int32 is int64
 
     def permute_rows(self, x: T, index: T, inverse: T) -> T:  # noqa: D102
         def forward(x: T) -> tuple[T, tuple[T, ...]]:
@@ -177,8 +182,14 @@ class PlatformBase(ABC, Generic[T]):
 
         Differentiating ``weight[e]`` in a loop would make a full-size zero gradient for every group. Here the loop is
         inside a custom backward, which stacks one product per group instead.
+
+        Raises:
+            ValueError: the sizes do not sum to the rows.
         """
-        stops = np.cumsum(self.to_host(group_sizes)[0]).tolist()
+        sizes = self.to_host(group_sizes)[0]
+        stops = np.cumsum(sizes).tolist()
+        if stops[-1:] != [x.shape[0]]:  # type: ignore[attr-defined]
+            raise ValueError(f"group_sizes={sizes.tolist()} must sum to the {x.shape[0]} rows")  # type: ignore[attr-defined]
         runs = list(zip([0, *stops[:-1]], stops, strict=True))
         xp = self.xp
 
@@ -218,7 +229,7 @@ class PlatformBase(ABC, Generic[T]):
 
     def copy_to_group(self, x: T, group: Group = None) -> T:  # noqa: D102
         return self.custom_vjp(
-            lambda x: (x + 0, ()),
+            lambda x: (self._copy(x), ()),
             lambda residuals, cotangents, needed: (self.all_reduce(cotangents[0], group),),
         )(x)
 

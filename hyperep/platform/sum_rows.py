@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyperep.platform.protocol import Platform
 
-__all__ = ["sum_rows"]
+__all__ = ["sum_rows", "widened"]
 
 
 def sum_rows(platform: Platform[Any], x: Any, index: Any, inverse: Any, weights: Any = None) -> Any:
@@ -25,11 +25,11 @@ def sum_rows(platform: Platform[Any], x: Any, index: Any, inverse: Any, weights:
         if named is not None:
             x = xp.concat([x, xp.zeros((1, width), dtype=x.dtype)], axis=0)
             at = xp.where(named, index, xp.full(index.shape, rows, dtype=index.dtype))
-        return _widened(xp, xp.reshape(xp.take(x, xp.reshape(at, (-1,)), axis=0), (tokens, terms, width)))
+        return widened(xp, xp.reshape(xp.take(x, xp.reshape(at, (-1,)), axis=0), (tokens, terms, width)))
 
     def of_rows(w: Any) -> Any:
         """*w*, widened, and zero where there is no row: its own value may be anything there, also NaN."""
-        w = _widened(xp, w)
+        w = widened(xp, w)
         return w if named is None else xp.where(named, w, xp.zeros_like(w))
 
     def forward(x: Any, *weights: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -42,10 +42,10 @@ def sum_rows(platform: Platform[Any], x: Any, index: Any, inverse: Any, weights:
         (g,) = cotangents
         if not residuals:
             return (xp.take(g, _owner(platform, inverse, tokens, terms), axis=0),)
-        (x, w), wide = residuals, xp.expand_dims(_widened(xp, g), axis=1)  # [T, 1, D]
+        (x, w), wide = residuals, xp.expand_dims(widened(xp, g), axis=1)  # [T, 1, D]
         grad_x = grad_w = None
         if needed[0]:
-            by_token = xp.reshape(wide * xp.expand_dims(_widened(xp, w), axis=2), (tokens * terms, width))
+            by_token = xp.reshape(wide * xp.expand_dims(widened(xp, w), axis=2), (tokens * terms, width))
             grad_x = xp.astype(xp.take(by_token, inverse, axis=0), x.dtype)
         if needed[1]:
             grad_w = xp.astype(of_rows(xp.sum(terms_of(x) * wide, axis=2)), w.dtype)
@@ -61,6 +61,7 @@ def _owner(platform: Platform[Any], inverse: Any, tokens: int, terms: int) -> An
     return xp.take(xp.reshape(numbers, (-1,)), inverse, axis=0)
 
 
-def _widened(xp: Any, x: Any) -> Any:
-    """*x* in float32, unless it is wider."""
-    return x if x.dtype == getattr(xp, "float64", None) else xp.astype(x, xp.float32)
+def widened(xp: Any, x: Any) -> Any:
+    """*x* in float32 at least, itself if it is that wide already; integers stay what they are, and exact."""
+    exact = (xp.float32, getattr(xp, "float64", None), xp.int32, xp.int64)
+    return x if x.dtype in exact else xp.astype(x, xp.float32)

@@ -176,13 +176,18 @@ def losses_agree(platform, score_function):
         assert relative(100 * gradient, 100 * reference.gradient(wanted, logits.astype(float))) < 2e-5, name
 
 
-def global_loss_agrees(platform, counts=(5, 1, 0, 3)):
-    """The mean of the ranks' parts, and of their gradients, is the loss of the batch of all ranks."""
+def global_loss_agrees(platform, counts=(5, 1, 0, 3), others=1):
+    """The mean of the ranks' parts, and of their gradients, is the loss of the batch of all ranks of the mesh.
+
+    Where there are *others*, so many times the ranks form meshes of their own, whose ranks are not neighbours.
+    """
     router = RouterConfig(num_experts=4, top_k=2)
-    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("dp",))
-    stops = np.cumsum(counts[: platform.world_size])
-    everything = rows(3, stops[-1], router.num_experts)
-    own = slice(stops[platform.rank] - counts[platform.rank], stops[platform.rank])
+    ranks = platform.world_size // others
+    mesh = hyperep.init_device_mesh(platform, (ranks, others), ("dp", "ep"))["dp"]
+    place, which = platform.rank // others, platform.rank % others
+    stops = np.cumsum(counts[:ranks])
+    everything = rows(3 + which, stops[-1], router.num_experts)
+    own = slice(stops[place] - counts[place], stops[place])
     experts = reference.route(everything.astype(float), router)[0]
 
     def wanted(z):
@@ -191,10 +196,10 @@ def global_loss_agrees(platform, counts=(5, 1, 0, 3)):
     loss, gradient = _loss_and_gradient(
         platform, lambda routing: moe.global_load_balancing_loss(platform, routing, mesh), everything[own], router
     )
-    mean = platform.to_host(platform.all_reduce(platform.from_host(np.array([loss]))))[0] / platform.world_size
+    mean = platform.to_host(platform.all_reduce(platform.from_host(np.array([loss])), mesh.get_group()))[0] / ranks
     assert relative(mean, np.array([wanted(everything.astype(float))])) < 1e-5
     expected = reference.gradient(wanted, everything.astype(float))
-    assert np.abs(gradient / platform.world_size - expected[own]).max(initial=0) < 1e-5 * np.abs(expected).max()
+    assert np.abs(gradient / ranks - expected[own]).max(initial=0) < 1e-5 * np.abs(expected).max()
 
 
 def bias_follows_the_load(platform):
@@ -212,6 +217,46 @@ def bias_follows_the_load(platform):
         assert abs(after[e] - before[e] - step) < 1e-6, (e, everyone)
     own, common = np.sign(counts - counts.mean()), np.sign(everyone - everyone.mean())
     assert platform.world_size == 1 or not np.array_equal(own, common), "the case must tell the two apart"
+
+
+def bias_follows_the_load_of_its_group(platform):
+    """Of four ranks, in groups of {0, 2} and {1, 3}, each moves its bias by its own group's counts alone."""
+    groups = {ranks: platform.new_group(list(ranks)) for ranks in ((0, 2), (1, 3))}
+    own = (platform.rank % 2, platform.rank % 2 + 2)
+    everyone = np.array([[6, 0, 3, 3], [0, 1, 4, 3], [0, 4, 1, 3], [1, 5, 0, 2]])
+    layer = build_moe(platform, _config(num_experts=4, top_k=2, expert_bias=True))
+    counts = platform.from_host(everyone[platform.rank])
+    moe.update_expert_bias(platform, layer, counts, 0.25, group=groups[own])
+    (buffer,) = platform.buffers(layer).values()
+    steps = {
+        ranks: -np.sign(4 * total - total.sum()) for ranks in groups for total in [everyone[list(ranks)].sum(axis=0)]
+    }
+    assert platform.to_host(platform.local(buffer))[0].tolist() == (0.25 * steps[own]).tolist()
+    others = [-np.sign(4 * total - total.sum()) for total in (everyone.sum(axis=0), everyone[platform.rank])]
+    assert not any(np.array_equal(steps[own], other) for other in others), "the case must tell them apart"
+    assert not np.array_equal(*steps.values()), "the case must tell the groups apart"
+
+
+def tokens_of_any_number_of_dims(platform):
+    """Sequences are what the leading dims make of the tokens; the output has the shape of the input."""
+    layer, _, _ = _made(platform, CONFIGS["softmax"])
+    x = rows(8, 12, DIM)
+    flat, _ = layer(platform.from_host(x), with_stats=True)
+    (wanted,) = platform.to_host(flat)
+    for shape, sequences in (((12,), 1), ((3, 4), 3), ((2, 3, 2), 6), ((1, 2, 1, 6), 2)):
+        out, stats = layer(platform.from_host(x.reshape(*shape, DIM)), with_stats=True)
+        assert stats.sequences == sequences, shape
+        found, loss = platform.to_host(out, moe.sequence_load_balancing_loss(platform, stats.routing, stats.sequences))
+        assert relative(found, wanted.reshape(*shape, DIM)) < 1e-6
+        experts, probabilities = (a.reshape(sequences, 12 // sequences, -1) for a in _routed(platform, stats))
+        parts = [reference.balancing_loss(e, p) for e, p in zip(experts, probabilities, strict=True)]
+        assert abs(float(loss) - np.mean(parts)) < 1e-5 * np.mean(parts), shape
+    (alone,) = platform.to_host(layer(platform.from_host(x[0])))
+    assert relative(alone, wanted[0]) < 1e-6
+
+
+def _routed(platform, stats):
+    return platform.to_host(stats.routing.experts, stats.routing.probabilities)
 
 
 def balance_by_bias(platform):

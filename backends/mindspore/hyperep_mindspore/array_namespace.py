@@ -104,7 +104,8 @@ class ArrayNamespace:
     # --------------------------------------------------------------------------------------- dtype and shape
     @staticmethod
     def astype(x: Tensor, dtype: Any, /, *, copy: Any = True) -> Tensor:  # noqa: D102
-        return ops.cast(x, dtype)
+        # A cast to the dtype that is there already returns the tensor itself.
+        return x.copy() if copy and x.dtype == dtype else ops.cast(x, dtype)
 
     @staticmethod
     def broadcast_to(x: Tensor, /, shape: Sequence[int]) -> Tensor:  # noqa: D102

@@ -37,6 +37,18 @@ def test_global_loss_is_that_of_all_ranks(two):
     two.run(moe_cases.global_loss_agrees)
 
 
+def test_global_loss_is_that_of_its_mesh(four):
+    four.run(moe_cases.global_loss_agrees, (5, 1), 2)
+
+
+def test_expert_bias_follows_the_load_of_its_group(four):
+    four.run(moe_cases.bias_follows_the_load_of_its_group)
+
+
+def test_tokens_of_any_number_of_dims(platform):
+    moe_cases.tokens_of_any_number_of_dims(platform)
+
+
 def test_expert_bias_follows_the_load_of_all_ranks(two):
     two.run(moe_cases.bias_follows_the_load)
 
