@@ -352,3 +352,17 @@ def experts_that_break_the_contract_on_one_rank(platform):
     received, _, context = _dispatched(platform)
     wide = platform.xp.concat([received, received], axis=1)
     return hyperep.combine(wide if platform.rank == 1 else received, context)
+
+
+def all_bad_input(platform):
+    """Every case of bad input, one after the other: the ranks stay in step."""
+    for which in BAD_INPUT:
+        bad_input_on_one_rank_raises_on_all(platform, which)
+    for which in DISAGREEMENTS:
+        disagreement_on_experts_raises_on_all(platform, which)
+    for which in NOT_COMBINED:
+        combine_refuses(platform, which)
+    combine_takes_what_it_is_told(platform)
+    a_style_copies_once_for_any_number_of_experts(platform)
+    if platform.world_size == 4:
+        errors_name_world_ranks(platform)

@@ -49,19 +49,11 @@ def bad_input(platform):
     import bad_input_cases
     import dispatch_cases
 
-    for which in dispatch_cases.BAD_INPUT:
-        dispatch_cases.bad_input_on_one_rank_raises_on_all(platform, which)
-    for which in dispatch_cases.DISAGREEMENTS:
-        dispatch_cases.disagreement_on_experts_raises_on_all(platform, which)
-    for which in dispatch_cases.NOT_COMBINED:
-        dispatch_cases.combine_refuses(platform, which)
-    dispatch_cases.combine_takes_what_it_is_told(platform)
-    dispatch_cases.a_style_copies_once_for_any_number_of_experts(platform)
+    dispatch_cases.all_bad_input(platform)
     for name in bad_input_cases.UNLIKE:
         bad_input_cases.unlike_on_one_rank_raises_on_all(platform, name)
     if platform.world_size == 4:
         bad_input_cases.unlike_in_a_grid_raises_on_all(platform)
-        dispatch_cases.errors_name_world_ranks(platform)
 
 
 def partitions(platform):

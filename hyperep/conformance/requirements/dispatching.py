@@ -257,4 +257,5 @@ def combine_rows(case: Case) -> None:
     x = case.tensor(np.ones((2 * case.ranks, _DIM), np.float32))
     rows, _, context = hyperep.dispatch(x, case.tensor(counts), _mesh(case))
     case.raises(ValueError, lambda: hyperep.combine(rows[1:], context), "combine")
+    case.raises(ValueError, lambda: hyperep.combine(case.xp.concat([rows, rows], axis=0), context), "combine")
     case.equal(hyperep.combine(rows, context), np.ones((2 * case.ranks, _DIM), np.float32), "rows after the error")
