@@ -4,10 +4,11 @@
     torchrun --standalone --nproc-per-node 2 benchmarks/compare.py torchtitan
     python benchmarks/compare.py transformers
 
-in an environment with hyperep, hyperep-torch, and ``torchtitan==0.2.2 triton`` or ``transformers>=5``. The first
-compares dispatch, experts and combine over all ranks with torchtitan's ``ExpertParallel`` and ``GroupedExperts``. The
-second compares all experts of one rank, from tokens to tokens, with the implementations that transformers offers.
-Times are medians of repetitions that take turns, forward and backward, in float32.
+in an environment with hyperep, hyperep-torch, and ``torchtitan==0.2.2 triton`` or ``transformers>=5``. Both compare the
+routed layer, from tokens, choices and weights to tokens: the first one over all ranks, with torchtitan's
+``ExpertParallel`` and ``GroupedExperts`` between its own expansion and weighted sum; the second one on one rank, with
+the implementations of experts that transformers offers. Times are medians of repetitions that take turns, forward and
+backward, in float32.
 
 What is not compared on a CPU: torchtitan's grouped product, which casts float32 weights to bfloat16, so that its loop
 over experts is taken; its index kernel, written for CUDA, in place of which its own reference for the CPU is taken; and
@@ -26,51 +27,63 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperep.bench.case import Case
+from hyperep.bench.data import Data
+from hyperep.bench.layer import Layer
 from hyperep.bench.shapes import Shape, preset
 from hyperep.bench.timing import interleaved
-from hyperep.exchange.expansion import expand_tokens, merge_rows, plan_routes
-from hyperep.mesh import init_device_mesh
+from hyperep.exchange.routed import routed_from_rows
+from hyperep.mesh import DeviceMesh, init_device_mesh
+from hyperep.styles import ExpertParallel
 
 TOLERANCE = 1e-4
 Step = Callable[[], list[torch.Tensor]]
 
 
-def torchtitan_step(case: Case) -> Step:
-    """Experts of torchtitan with the case's weights; result, and gradients of x, w1, w2 and w3."""
+def torchtitan_step(layer: Layer, mesh: DeviceMesh) -> Step:
+    """Experts of torchtitan with the layer's weights; result, and gradients of tokens, their weights, w1, w2 and w3.
+
+    Around them, what its MoE layer does without a shared expert: choices sorted by expert, tokens gathered, rows put
+    back by choice, weighted in float32 and added up.
+    """
     from torch.distributed.device_mesh import init_device_mesh as init_native_mesh
     from torchtitan.distributed.expert_parallel import ExpertParallel
     from torchtitan.models.moe import moe, utils
 
     # The CUDA kernel has a reference for the CPU beside it, which makes the same indices.
     utils.generate_permute_indices = functools.partial(utils.generate_permute_indices, use_cpu=True)
-    shape = case.shape
+    data, shape = layer.data, layer.data.shape
     experts = moe.GroupedExperts(shape.dim, shape.hidden, shape.experts, use_grouped_mm=False)
-    whole = case.weights()
+    whole = data.expert_weights()
     with torch.no_grad():
         for name, parameter in experts.named_parameters():
             parameter.copy_(whole[name])
-    ExpertParallel()._apply(experts, init_native_mesh("cpu", (case.mesh.size(),), mesh_dim_names=("ep",)))
+    ExpertParallel()._apply(experts, init_native_mesh("cpu", (mesh.size(),), mesh_dim_names=("ep",)))
     names = ("w1", "w2", "w3")
-    x = case.rows.clone().requires_grad_()
+    x, weights = data.tokens.clone().requires_grad_(), data.weights.clone().requires_grad_()
+    reorder = moe.TokenReorderer(num_experts=shape.experts, top_k=shape.top_k)
 
     def step() -> list[torch.Tensor]:
-        out = experts(x, case.counts)
-        gradients = torch.autograd.grad(out, [x, *(getattr(experts, n) for n in names)], case.cotangent)
-        return [out.detach(), gradients[0], *(g.to_local() for g in gradients[1:])]
+        _, order, counts = reorder(weights.detach(), data.choices)
+        rows = experts(x[order // shape.top_k], counts.to(torch.int64))
+        by_choice = torch.zeros_like(rows)
+        by_choice[order] = rows
+        by_choice = by_choice.reshape(shape.tokens, shape.top_k, shape.dim)
+        out = torch.bmm(weights[:, None].float(), by_choice.float()).to(x.dtype).squeeze(1)
+        gradients = torch.autograd.grad(out, [x, weights, *(getattr(experts, n) for n in names)], data.cotangent)
+        return [out.detach(), *gradients[:2], *(g.to_local() for g in gradients[2:])]
 
     return step
 
 
-def hyperep_step(case: Case) -> Step:
+def hyperep_step(layer: Layer) -> Step:
     """The same of this project."""
-    parameters = [case.parameters[n] for n in ("w1", "w2", "w3")]
-    x = case.rows.clone().requires_grad_()
+    data, parameters = layer.data, [layer.parameters[n] for n in ("w1", "w2", "w3")]
+    x, weights = data.tokens.clone().requires_grad_(), data.weights.clone().requires_grad_()
 
     def step() -> list[torch.Tensor]:
-        out = case.experts(x, case.counts)
-        gradients = torch.autograd.grad(out, [x, *parameters], case.cotangent)
-        return [out.detach(), gradients[0], *(case.platform.local(g) for g in gradients[1:])]
+        out = layer.experts(x, data.choices, weights)
+        gradients = torch.autograd.grad(out, [x, weights, *parameters], data.cotangent)
+        return [out.detach(), *gradients[:2], *(layer.platform.local(g) for g in gradients[2:])]
 
     return step
 
@@ -111,9 +124,10 @@ def transformers_steps(platform: Any, shape: Shape) -> dict[str, Step]:
     own = [w.clone().requires_grad_() for w in (w1, w2, w3)]
 
     def own_step() -> list[torch.Tensor]:
-        plan = plan_routes(platform, chosen, shape.experts)
-        rows = platform.grouped_swiglu(expand_tokens(platform, x, plan), *own, plan.tokens_per_expert)
-        out = merge_rows(platform, rows, weights, plan)
+        def by_row(rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+            return platform.grouped_swiglu(rows, *own, counts)
+
+        out = routed_from_rows(platform, by_row, shape.experts)(x, chosen, weights, rows=shape.rows)
         return [out.detach(), *torch.autograd.grad(out, [x, weights, *own], g)]
 
     return {"hyperep": own_step, **steps}
@@ -155,8 +169,9 @@ def main() -> None:
     for name in arguments.shape or ("coarse", "fine", "finest"):
         shape = preset(name)
         if arguments.package == "torchtitan":
-            case = Case(init_device_mesh(platform, (platform.world_size,), ("ep",)), shape)
-            steps = {"hyperep": hyperep_step(case), "torchtitan": torchtitan_step(case)}
+            mesh = init_device_mesh(platform, (platform.world_size,), ("ep",))
+            layer = Layer(Data(platform, shape, platform.rank), mesh, ExpertParallel())
+            steps = {"hyperep": hyperep_step(layer), "torchtitan": torchtitan_step(layer, mesh)}
         else:
             steps = transformers_steps(platform, shape)
         found = compare(platform, name, steps, arguments.repetitions)

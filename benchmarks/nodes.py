@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several machines on one: network namespaces around a bridge, each with a link of a given rate.
 
-Needs Linux, root, and Debian's iproute2. Delay and loss are not made, the rate is the only thing that is like a slow link.
+Needs Linux, root, and Debian's iproute2. Only the rate is like that of a slow link: no delay and no loss are made.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python benchmarks/slow_link.py --shape fine --rate 400mbit
 
 makes two machines of two ranks out of network namespaces (``nodes.py``: root, iproute2), runs the routed layer of a
-preset of ``hyperep bench`` forward and backward, checks that all three agree, and prints a line of JSON: milliseconds, how
-many times faster than the exchange of rows, and the bytes that crossed from one machine to the other, beside what theory
-says must cross in two levels: each token once to each other machine that owns one of its experts, there and back, and so
-its gradient, and the numbers and weights of its choices with it.
+preset of ``hyperep bench`` forward and backward, checks that all three agree, and prints a line of JSON: milliseconds,
+how many times faster than the exchange of rows, and the bytes that crossed from one machine to the other, beside what
+theory says must cross in two levels: each token once to each other machine that owns one of its experts, there and
+back, and so its gradient, and the numbers and weights of its choices with it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from hyperep.exchange.row_input import HEADER
+from hyperep.exchange import row_input, token_input
 from hyperep.platform.protocol import Platform
 
 ROOT = Path(__file__).parents[2]
@@ -30,5 +30,6 @@ def test_files_exist():
 
 
 def test_size_of_the_header():
-    assert f"R·(L + {HEADER}) integers" in PAGE
-    assert f"{8 * HEADER} bytes a peer" in PAGE
+    assert f"R·(L + {row_input.HEADER}) integers" in PAGE
+    assert f"R·{token_input.HEADER} integers" in PAGE
+    assert f"{8 * token_input.HEADER} bytes a peer" in PAGE
