@@ -121,9 +121,11 @@ def _sum_rows(
     for k in tl.static_range(TERMS):
         source = tl.load(index + token * TERMS + k).to(tl.int64)
         named = source < count
-        term = tl.load(rows + source * width + column, mask=inside & named, other=0.0).to(tl.float32)
+        there = column < tl.where(named, width, 0)
+        term = tl.load(rows + source * width + column, mask=there, other=0.0).to(tl.float32)
         if WEIGHTED:
-            term = term * tl.load(weights + token * TERMS + k, mask=named, other=0.0).to(tl.float32)
+            # Chosen and not multiplied: a weight that belongs to no row may be anything.
+            term = term * tl.where(named, tl.load(weights + token * TERMS + k).to(tl.float32), 0.0)
         total += term
     tl.store(output + token * width + column, total.to(output.dtype.element_ty), mask=inside)
 
@@ -139,7 +141,7 @@ def _sum_rows_backward(
     for k in tl.static_range(TERMS):
         source = tl.load(index + token * TERMS + k).to(tl.int64)
         named = source < count
-        there = inside & named
+        there = column < tl.where(named, width, 0)
         weight = tl.load(weights + token * TERMS + k).to(tl.float32)
         row = tl.load(rows + source * width + column, mask=there, other=0.0).to(tl.float32)
         tl.store(grad_rows + source * width + column, (cotangent * weight).to(grad_rows.dtype.element_ty), mask=there)

@@ -70,6 +70,28 @@ def test_swiglu_and_its_gradients(width, dtype, tolerance):
     assert relative(grad_up, exact_up.grad) < tolerance
 
 
+@pytest.mark.parametrize("named", [0, 4, 11])
+def test_terms_without_a_row(named):
+    place = torch.randperm(TOKENS * TERMS)
+    index = torch.full((TOKENS * TERMS,), named + 1)
+    index[place[:named]] = torch.arange(named)
+    index = index.view(TOKENS, TERMS)
+    rows, g = normal(named, 24, dtype=torch.float32), normal(TOKENS, 24, dtype=torch.float32)
+    weights = normal(TOKENS, TERMS, dtype=torch.float32)
+    weights.view(-1)[place[named:].to(DEVICE)] = torch.nan  # of no row, so of no interest
+    there = (index < named)[:, :, None]
+    exact_rows, exact_weights = (t.cpu().double().nan_to_num().requires_grad_() for t in (rows, weights))
+    padded = torch.cat([exact_rows, torch.zeros(1, 24, dtype=torch.float64)])[index.clamp(max=named)]
+    want = (padded * exact_weights[:, :, None] * there).sum(1)
+    want.backward(g.cpu().double())
+    index = index.to(DEVICE)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(kernels.sum_rows(rows, index, weights).cpu().double(), want.detach(), **close)
+    grad_rows, grad_weights = kernels.sum_rows_backward(g, rows, index, weights)
+    torch.testing.assert_close(grad_rows.cpu().double(), exact_rows.grad, **close)
+    torch.testing.assert_close(grad_weights.cpu().double(), exact_weights.grad * there[:, :, 0], **close)
+
+
 @pytest.mark.parametrize("sizes", [(0, 3, 0, 2, 0), (0, 0, 0, 0, 0), (1, 1, 1, 1, 1)], ids=str)
 def test_only_groups_without_rows_are_cleared(sizes):
     product = normal(5, 130, 7, dtype=torch.float32)
