@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hyperep.launch.plan import LaunchPlan, RankProcess
+from hyperep.launch.ports import port_was_taken
 
 __all__ = ["MEETING_VARIABLE", "Launcher"]
 
@@ -36,6 +37,10 @@ class Launcher(ABC):
         They must listen on this machine's loopback address alone. Where they meet on a port, take one that is free
         now: should somebody else have it when the ranks want it, another plan is asked for.
         """
+
+    def lost_port(self, report: str) -> bool:
+        """Whether *report*, of ranks that did not start, says that somebody else had a port of the plan."""
+        return port_was_taken(report)
 
     def host(self, process: RankProcess, function: Callable[[Any], Any], platform_name: str) -> list[Any]:
         """Inside a started process: call *function* with the platform of each of its ranks; return the results."""

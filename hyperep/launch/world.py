@@ -14,7 +14,6 @@ from hyperep.launch.collect import Collection
 from hyperep.launch.launcher import MEETING_VARIABLE, Launcher
 from hyperep.launch.messages import Finished, Hello, Ready, Task
 from hyperep.launch.plan import LaunchPlan
-from hyperep.launch.ports import port_was_taken
 from hyperep.platform.errors import RankFailure
 
 __all__ = ["World"]
@@ -59,7 +58,7 @@ class World:
             except BaseException as error:
                 self._kill()
                 # A port that was free when the plan was made is nobody's promise: losing it says nothing of the ranks.
-                if plan == _PLANS or not isinstance(error, RankFailure) or not port_was_taken(error.details):
+                if plan == _PLANS or not isinstance(error, RankFailure) or not launcher.lost_port(error.details):
                     raise
 
     def run(

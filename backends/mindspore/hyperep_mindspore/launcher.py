@@ -55,5 +55,8 @@ class MindSporeLauncher(Launcher):
         )
         return LaunchPlan(processes=workers, auxiliaries=(scheduler,))
 
+    def lost_port(self, report: str) -> bool:  # noqa: D102
+        return "Failed to init the tcp server" in report or super().lost_port(report)
+
 
 launcher = MindSporeLauncher()

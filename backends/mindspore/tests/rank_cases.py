@@ -3,6 +3,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import mindspore as ms
@@ -248,3 +249,7 @@ def rewrite_checkpoint(platform, settings, source, target):
     state = checkpoint.load(manifest, platform, state, dtype)
     checkpoint.save(Path(target), platform, state, chosen, run=manifest.run, text=manifest.text)
     platform.barrier()
+
+
+def sleep(platform, seconds):
+    time.sleep(seconds)
