@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hyperep.cli.platforms import look
+from hyperep.launch.timeout import TIMEOUT_VARIABLE
 from hyperep.platform.candidate import Candidate, State
 from hyperep.platform.errors import PlatformError
 from hyperep.platform.registry import BLOCK_VARIABLE, blocked_names
@@ -27,7 +28,11 @@ __all__ = ["doctor"]
 PUBLISHED = {"torch": "hyperep-torch", "torch_npu": "hyperep-torch-npu", "mindspore": "hyperep-mindspore"}
 """Platforms that this project publishes, and the distribution of each: what a newcomer may be missing."""
 
-_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MS_ROLE", "MS_WORKER_NUM")
+_LAUNCH_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MS_ROLE", "MS_WORKER_NUM"),
+    *("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "PMI_RANK", "PMI_SIZE"),
+    *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", TIMEOUT_VARIABLE),
+)
 
 
 def doctor() -> None:
