@@ -55,5 +55,5 @@ def test_combine_takes_what_it_is_told(ranks):
 
 
 def test_one_rank_that_breaks_the_contract_ends_the_run():
-    with pytest.raises(RankFailure, match=r"rank 1 of 2 failed with ValueError: combine on rank 1: a row has shape"):
+    with pytest.raises(RankFailure, match=r"rank 1 of 2 raised: ValueError: combine on rank 1: a row has shape"):
         run(dispatch_cases.experts_that_break_the_contract_on_one_rank, 2)
