@@ -117,7 +117,7 @@ def partial_rowwise_output_sums_to_the_whole(platform):
     """``RowwiseParallel(output_layout=Partial())`` leaves the sum to the caller."""
     mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("tp",))
     x = rows(1, 4, HIDDEN)
-    linear = Linear(platform, HIDDEN, DIM)
+    linear = Linear(platform, HIDDEN, DIM, seed=0)
     expected = platform.to_host(linear(platform.from_host(x)))[0]
     hyperep.RowwiseParallel(output_layout=hyperep.Partial()).apply(linear, mesh)
     part = HIDDEN // platform.world_size

@@ -179,11 +179,13 @@ dist.destroy_process_group()  # the program's own group, and its own end of it
 """
 
 _TORCHRUN = """
-import atexit, torch, torch.distributed as dist
+import atexit, sys, torch, torch.distributed as dist
 atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
 from hyperep_torch.platform import join
 platform = join(device="cpu", timeout=200)
-print("rank", platform.rank, "sums", platform.all_reduce(torch.tensor([platform.rank + 1])).item())
+# One write, because both ranks have the same pipe.
+sum = platform.all_reduce(torch.tensor([platform.rank + 1])).item()
+sys.stdout.write(f"rank {platform.rank} sums {sum}\\n")
 """
 
 
