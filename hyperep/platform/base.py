@@ -194,15 +194,17 @@ class PlatformBase(ABC, Generic[T]):
         xp = self.xp
 
         def forward(x: T, weight: T) -> tuple[T, tuple[T, ...]]:
-            products = [x[a:b] @ xp.permute_dims(weight[e], (1, 0)) for e, (a, b) in enumerate(runs)]  # type: ignore[index]
+            # The namespace's product, because the operators of some tensors leave the sum of no terms unwritten.
+            products = [xp.matmul(x[a:b], xp.permute_dims(weight[e], (1, 0))) for e, (a, b) in enumerate(runs)]  # type: ignore[index]
             return xp.concat(products, axis=0), (x, weight)
 
         def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[T | None, ...]:
             (x, weight), (g,) = residuals, cotangents
-            grad_x = xp.concat([g[a:b] @ weight[e] for e, (a, b) in enumerate(runs)], axis=0) if needed[0] else None
-            grad_w = (
-                xp.stack([xp.permute_dims(g[a:b], (1, 0)) @ x[a:b] for a, b in runs], axis=0) if needed[1] else None
-            )
+            grad_x = grad_w = None
+            if needed[0]:
+                grad_x = xp.concat([xp.matmul(g[a:b], weight[e]) for e, (a, b) in enumerate(runs)], axis=0)
+            if needed[1]:
+                grad_w = xp.stack([xp.matmul(xp.permute_dims(g[a:b], (1, 0)), x[a:b]) for a, b in runs], axis=0)
             return grad_x, grad_w
 
         return self.custom_vjp(forward, backward)(x, weight)
