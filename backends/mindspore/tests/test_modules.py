@@ -180,5 +180,7 @@ def test_a_sharded_parameter_trains_and_is_saved(platform, tmp_path):
 def test_only_a_parameter_of_its_own_can_be_sharded(platform):
     pair = _pair(platform)
     mesh = hyperep.init_device_mesh(platform, (1,), ("ep",))
-    with pytest.raises(ValueError, match=r"NeutralCell has no parameter 'scale' of its own; it has \['shift', 'weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"NeutralCell has no parameter 'scale' of its own; it has \['shift', 'weight'\]"
+    ):
         platform.shard_parameter(pair.first, "scale", platform.xp.ones((2,)), Sharding(mesh, (hyperep.Replicate(),)))
