@@ -44,7 +44,7 @@ def Linear(  # noqa: N802 (it makes modules, as a class would)
         parameters["bias"] = platform.from_host(np.zeros(out_features, np.float32))
 
     def forward(m: Any, x: Any, *, reduce: Callable[[Any], Any] | None = None) -> Any:
-        product = platform.xp.matmul(x, platform.xp.permute_dims(m.weight, (1, 0)))  # [..., out]
+        product = x @ platform.xp.permute_dims(m.weight, (1, 0))  # [..., out]
         product = product if reduce is None else reduce(product)
         return product + m.bias if bias else product
 
