@@ -17,6 +17,7 @@ from hyperep.launch.lifeline import die_with_parent
 from hyperep.launch.timeout import step_timeout
 from hyperep_torch.device import KINDS, DeviceKind, choose_kind
 from hyperep_torch.groups import SELF
+from hyperep_torch.leaving import leave
 from hyperep_torch.meeting import Meeting, find_meeting, local_rank
 from hyperep_torch.watch import Watch, this_peer
 
@@ -74,7 +75,7 @@ def join_world(device: str | None = None, timeout: float | None = None, kinds: S
         timeout=deadline,
         device_id=bound if kind.splits_groups else None,
     )
-    atexit.register(_destroy)
+    atexit.register(leave)
     if meeting.size > 1 and not meeting.is_supervised:
         _watch(meeting, deadline)
     return _world(kind, bound, deadline)
@@ -84,7 +85,7 @@ def ensure_process_group(world: World) -> Any:
     """PyTorch's default process group. A rank that is alone gets one of its own, which needs no network."""
     if not dist.is_initialized():
         dist.init_process_group(world.kind.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=world.timeout)
-        atexit.register(_destroy)
+        atexit.register(leave)
     return dist.group.WORLD
 
 
@@ -124,9 +125,3 @@ def _watch(meeting: Meeting, timeout: timedelta) -> None:
     where = f"the store at {meeting.address}:{meeting.port}"
     watch = Watch(meeting.another_store(timeout), peer, meeting.size, where)
     atexit.register(watch.stop)
-
-
-def _destroy() -> None:
-    # The program may have destroyed the group itself.
-    if dist.is_initialized():
-        dist.destroy_process_group()
