@@ -176,7 +176,13 @@ def init_device_mesh(
     Raises:
         ValueError: the shape is empty, has a size below one or one that is no whole number; a name is missing or given
             twice, or the names are one string; or the mesh is larger than the world.
+        TypeError: *platform* is none, such as ``None`` or a name.
     """
+    if not hasattr(platform, "new_group"):
+        raise TypeError(
+            f"init_device_mesh(platform={platform!r}): give a platform, as hyperep.get_platform(name) returns it, and "
+            "then the shape"
+        )
     sizes = _sizes(shape)
     if isinstance(mesh_dim_names, str):
         raise ValueError(

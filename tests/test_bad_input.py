@@ -21,6 +21,10 @@ def test_none_is_no_mesh(name):
     run(lambda platform: bad_input_cases.none_is_no_mesh(platform, name), 1)
 
 
+def test_none_is_no_platform():
+    bad_input_cases.none_is_no_platform()
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", bad_input_cases.UNLIKE)
 def test_unlike_on_one_rank_raises_on_all(name, ranks):

@@ -30,6 +30,7 @@ from hyperep.moe.config import LossCoefficients
 from hyperep.moe.router import Routing
 from hyperep.moe.scores import logsumexp
 from hyperep.platform.protocol import Platform
+from hyperep.platform.selection import adopt_mesh
 
 __all__ = [
     "auxiliary_loss",
@@ -83,9 +84,12 @@ def global_load_balancing_loss(platform: Platform[Any], routing: Routing, mesh: 
     Args:
         platform: whose tensors these are.
         routing: of this rank.
-        mesh: 1-D mesh of the ranks that have different tokens.
+        mesh: 1-D mesh of the ranks that have different tokens, or a native one.
+
+    Raises:
+        TypeError: *mesh* is none.
     """
-    xp = platform.xp
+    xp, mesh = platform.xp, adopt_mesh(mesh)
     tokens, top_k = routing.experts.shape
     num_experts = routing.probabilities.shape[1]
     counts = count_values(platform, xp.reshape(routing.experts, (tokens * top_k,)), num_experts)

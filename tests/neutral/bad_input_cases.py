@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings that cannot work: every rank raises the same error, and nothing has been changed. Runs on every platform."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from hyperep.moe import (
     TopKRouter,
     auxiliary_loss,
     build_moe,
+    global_load_balancing_loss,
     route,
     sequence_load_balancing_loss,
     update_expert_bias,
@@ -263,6 +266,9 @@ NONE = {
     "a mesh for a plan": lambda p: hyperep.parallelize_module(_experts(p), None, hyperep.ExpertParallel()),
     "a mesh for a tensor": lambda p: hyperep.distribute_tensor(p.xp.zeros((2,)), None, [hyperep.Shard(0)]),
     "a mesh for a dispatch": lambda p: hyperep.dispatch(p.xp.zeros((0, 2)), p.xp.zeros((2,), dtype=p.xp.int64), None),
+    "a mesh for a parameter": lambda p: hyperep.distribute_parameter(_module(p, (4, 2)), "w", None, [hyperep.Shard(0)]),
+    "a mesh for a module": lambda p: hyperep.distribute_module(_module(p, (4, 2)), None),
+    "a mesh for a loss": lambda p: global_load_balancing_loss(p, _routing(p), None),
 }
 
 
@@ -270,6 +276,13 @@ def none_is_no_mesh(platform, name):
     """One line that says what is wanted."""
     with pytest.raises(TypeError, match=r"mesh=None of type builtins.NoneType is neither a hyperep.DeviceMesh nor"):
         NONE[name](platform)
+
+
+def none_is_no_platform():
+    """A platform that was forgotten, and its name in its place."""
+    for given in (None, "loopback", (2,)):
+        with pytest.raises(TypeError, match=rf"init_device_mesh\(platform={re.escape(repr(given))}\): give a platform"):
+            hyperep.init_device_mesh(given, (1,))
 
 
 def _module(platform, shape):

@@ -196,6 +196,14 @@ def global_loss_agrees(platform, counts=(5, 1, 0, 3), others=1):
     loss, gradient = _loss_and_gradient(
         platform, lambda routing: moe.global_load_balancing_loss(platform, routing, mesh), everything[own], router
     )
+    # Among other losses it has a coefficient as they have.
+    coefficients = LossCoefficients(global_batch=0.5, z=0.125)
+    z, gradient_z = _loss_and_gradient(platform, lambda r: moe.router_z_loss(platform, r), everything[own], router)
+    total, gradient_total = _loss_and_gradient(
+        platform, lambda r: moe.auxiliary_loss(platform, r, coefficients, mesh=mesh), everything[own], router
+    )
+    assert abs(total - (0.5 * loss + 0.125 * z)) < 1e-5
+    assert np.abs(gradient_total - (0.5 * gradient + 0.125 * gradient_z)).max(initial=0) < 1e-5
     mean = platform.to_host(platform.all_reduce(platform.from_host(np.array([loss])), mesh.get_group()))[0] / ranks
     assert relative(mean, np.array([wanted(everything.astype(float))])) < 1e-5
     expected = reference.gradient(wanted, everything.astype(float))

@@ -34,9 +34,9 @@ class Ranks:
     def __init__(self, world_size: int) -> None:
         self._pool = RankPool(OnCpu(), "torch", world_size)
 
-    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call ``function(platform, *args)`` everywhere; it must be importable."""
-        return self._pool.run("ranks:call", {"function": function, "args": args}, deadline=DEADLINE)
+    def run(self, function: Callable[..., Any], *args: Any, deadline: float = DEADLINE) -> list[Any]:
+        """Call ``function(platform, *args)`` everywhere, which may take *deadline* seconds; it must be importable."""
+        return self._pool.run("ranks:call", {"function": function, "args": args}, deadline=deadline)
 
     def stop(self) -> None:
         """End the processes."""

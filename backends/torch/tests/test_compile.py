@@ -35,4 +35,5 @@ def test_one_rank(platform, dtype):
 
 
 def test_two_ranks(two):
-    assert max(two.run(_compiled_and_not)) < 1e-6
+    # The compiler is loaded and runs on each of them, which takes minutes on a busy machine.
+    assert max(two.run(_compiled_and_not, deadline=250)) < 1e-6
