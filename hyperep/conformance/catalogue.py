@@ -24,7 +24,9 @@ REQUIREMENT_MODULES = (
     "groups",
     "modules",
     "dispatching",
+    "tokens",
     "styles",
+    "token_styles",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""
 

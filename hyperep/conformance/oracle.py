@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["all_to_all", "encoded", "experts", "experts_gradients", "grouped_matmul", "received", "sent"]
+__all__ = ["all_to_all", "encoded", "experts", "experts_gradients", "grouped_matmul", "received", "routed", "sent"]
 
 
 def encoded(source: int, rows: int, row_shape: Sequence[int] = ()) -> np.ndarray:
@@ -68,6 +68,35 @@ def experts_gradients(
         gx[a:b] = g_gate @ w1[e] + g_up @ w3[e]
         g1[e], g2[e], g3[e] = g_gate.T @ x[a:b], g[a:b].T @ hidden, g_up.T @ x[a:b]
     return gx, g1, g2, g3
+
+
+def routed(
+    x: np.ndarray, indices: np.ndarray, scores: np.ndarray, experts_weights: Sequence[np.ndarray], g: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """Tokens through the experts that each chooses, weighted and added up; index ``E`` is nobody.
+
+    Args:
+        x: tokens ``[T, D]``.
+        indices: ``[T, K]``.
+        scores: weights of the choices, ``[T, K]``.
+        experts_weights: ``w1``, ``w2`` and ``w3``.
+        g: cotangent ``[T, D]``.
+
+    Returns:
+        The output, and the gradients of tokens, scores, and the three weights.
+    """
+    w1, w2, w3 = experts_weights
+    chosen = [(e, t, k) for (t, k), e in np.ndenumerate(indices) if e < len(w1)]
+    e, t, k = np.array(sorted(chosen), dtype=np.int64).reshape(-1, 3).T
+    sizes = np.bincount(e, minlength=len(w1)).tolist()
+    score = scores[t, k][:, None]
+    rows = experts(x[t], w1, w2, w3, sizes)
+    out, grad_x, grad_scores = np.zeros_like(x), np.zeros_like(x), np.zeros_like(scores)
+    np.add.at(out, t, score * rows)
+    grad_scores[t, k] = (g[t] * rows).sum(axis=1)
+    grad_rows, *grads = experts_gradients(x[t], w1, w2, w3, sizes, score * g[t])
+    np.add.at(grad_x, t, grad_rows)
+    return out, grad_x, grad_scores, tuple(grads)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -169,6 +169,43 @@ def sum_rows_empty(case: Case) -> None:
 
 
 @requirement(
+    "SUM-rows-no-row",
+    "An index of N or more is a term without a row: it adds nothing, whatever its weight, NaN included, and its weight "
+    "gets the gradient zero; also where no term of a token has a row, and where there is no row at all.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("SUM-rows",),
+)
+def sum_rows_no_row(case: Case) -> None:
+    for tokens, top_k, rows in ((6, 3, 7), (4, 2, 1), (5, 1, 3), (3, 2, 0)):
+        for weighted, dtype in ((True, np.float32), (False, np.float32), (False, np.int64)):
+            case.note(tokens=tokens, top_k=top_k, rows=rows, weighted=weighted, dtype=np.dtype(dtype).name)
+            inverse = case.rng(tokens, rows).permutation((tokens - 1) * top_k)[:rows]  # nothing for the last token
+            index = rows + case.rng(tokens, rows, 1).integers(0, 1000, size=tokens * top_k)
+            index[::2] = rows
+            index[inverse] = np.arange(rows)
+            named = np.zeros(tokens * top_k, bool)
+            named[inverse] = True
+            x, g = ((10 * case.normal((n, 3), m)).astype(dtype) for m, n in enumerate((rows, tokens)))
+            w = np.where(named, case.normal((tokens * top_k,), 2), np.float32(np.nan)) if weighted else 1.0 * named
+            terms = np.zeros((tokens * top_k, 3), np.float64)
+            terms[inverse] = x
+            told = case.tensor(index.reshape(tokens, top_k)), case.tensor(inverse)
+            sums = (terms * np.where(named, w, 0)[:, None]).reshape(tokens, top_k, 3).sum(axis=1)
+            if dtype is np.int64:
+                case.equal(case.platform.sum_rows(case.tensor(x), *told), sums.astype(dtype), "sums of integers")
+                continue
+            primals = [x, w.reshape(tokens, top_k)] if weighted else [x]
+            out, gradients = case.gradients(lambda x, *w, told=told: case.platform.sum_rows(x, *told, *w), primals, g)
+            case.close(out, sums, "output")
+            spread = np.repeat(g, top_k, axis=0)
+            case.close(gradients[0], (w[:, None] * spread)[inverse], "gradient of the rows")
+            if weighted:
+                dots = np.where(named, (terms * spread).sum(axis=1), 0)
+                case.close(gradients[1], dots.reshape(tokens, top_k), "gradient of the weights")
+
+
+@requirement(
     "SUM-rows-bfloat16",
     "sum_rows of bfloat16 rows adds in float32 at least: eight small terms beside a large one are not lost.",
     port=PORT,
@@ -183,6 +220,29 @@ def sum_rows_bfloat16(case: Case) -> None:
     out = case.platform.sum_rows(case.tensor(x, "bfloat16"), index, inverse)
     case.is_true(out.dtype == case.dtype("bfloat16"), f"the result has dtype {out.dtype}")
     case.equal(case.host(out), np.full((1, 2), 264, np.float32), "the sum")
+
+
+@requirement(
+    "SUM-rows-bfloat16-weights",
+    "Weights of bfloat16 rows in sum_rows keep their own dtype, with their gradients: one in float32 is not rounded to "
+    "bfloat16 before it multiplies.",
+    port=PORT,
+    level=Level.OPTIONAL,
+    capabilities=(*_PERMUTE_GRAD, Capability.BFLOAT16),
+    needs=("SUM-rows-bfloat16", "SUM-rows-no-row"),
+)
+def sum_rows_bfloat16_weights(case: Case) -> None:
+    # The weights differ by a five hundredth, of which bfloat16 knows nothing; the third term has no row.
+    w = np.array([[1 + 2**-9, 1, 5]], np.float32)
+    x = np.array([[256, 512], [-256, -512]], np.float32)
+    index, inverse = case.tensor(np.array([[0, 1, 2]])), case.tensor(np.arange(2))
+    g = case.tensor(np.ones((1, 2), np.float32), "bfloat16")
+    out, (grad_x, grad_w) = case.gradients(
+        lambda x, w: case.platform.sum_rows(x, index, inverse, w), [case.tensor(x, "bfloat16"), case.tensor(w)], g
+    )
+    case.equal(out.astype(np.float32), np.array([[0.5, 1]], np.float32), "the sums")
+    case.equal(grad_x.astype(np.float32), np.ones((2, 2), np.float32), "gradient of the rows")
+    case.equal(grad_w, np.array([[768, -768, 0]], np.float32), "gradient of the weights")
 
 
 def _group_data(case: Case, sizes: list[int], dim: int = 5, hidden: int = 7) -> tuple[np.ndarray, ...]:

@@ -396,7 +396,7 @@ def _layer_parity(top_k: int) -> Requirement:
         port=PORT,
         capabilities=(*_EP, Capability.ALL_REDUCE),
         needs=(
-            "EP-random",
+            "EP-tokens",
             "MOD-any-output",
             "XP-argsort",
             "XP-take-along-axis",
