@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faulty platforms, each with one fault that has been seen somewhere, and the requirement that must find it."""
+"""Faulty platforms, each with one fault that has been seen somewhere, and the requirement that must find it.
+
+A platform with ``core`` puts its fault into the core that runs on it: for each ``module:name`` what makes another
+function of the one there. It stands for a platform on which that step comes out so.
+"""
 
 import copy
+import dataclasses
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -48,8 +54,14 @@ class MutantLauncher(LoopbackLauncher):
         self.name = name
 
     def host(self, process, function, platform_name):
+        mutated = MUTANTS[self.name].platform
+        for place, change in getattr(mutated, "core", {}).items():  # this process is the mutant's own
+            module, name = place.split(":")
+            module = importlib.import_module(module)
+            setattr(module, name, change(getattr(module, name)))
+
         def on_rank(platform):
-            platform.__class__ = MUTANTS[self.name].platform
+            platform.__class__ = mutated
             return function(platform)
 
         return run(on_rank, len(process.ranks))
@@ -540,6 +552,376 @@ class GateAndUpSwapped(LoopbackPlatform):
 class WeightsDetached(LoopbackPlatform):
     def sum_rows(self, x, index, inverse, weights=None):
         return super().sum_rows(x, index, inverse, None if weights is None else _value(weights))
+
+
+@mutant("SUM-rows-no-row")
+class NoRowIsTheLastRow(LoopbackPlatform):
+    """An index beyond the rows is clipped, as some gathers do."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        return super().sum_rows(x, np.minimum(index, max(len(x) - 1, 0)) if len(x) else index, inverse, weights)
+
+
+@mutant("SUM-rows-no-row", says="NaN")
+class NoRowTimesItsWeight(LoopbackPlatform):
+    """A term without a row is a row of zeros, which a weight of NaN makes one of NaN."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        if weights is None or not len(x):
+            return super().sum_rows(x, index, inverse, weights)
+        none = np.zeros((1, x.shape[1]), np.float32)
+        rows = self.xp.take(self.xp.concat([x, none], axis=0), np.minimum(index, len(x)).ravel(), axis=0)
+        return (rows.reshape(*index.shape, x.shape[1]) * self.xp.expand_dims(weights, axis=2)).sum(axis=1)
+
+
+@mutant("SUM-rows-no-row", says="gradient of the weights")
+class NoRowGivesItsWeightAGradient(LoopbackPlatform):
+    def sum_rows(self, x, index, inverse, weights=None):
+        if weights is not None:
+            noted = self.custom_vjp(lambda w: (w + 0, ()), lambda r, c, needed: (c[0] + (index >= len(x)),))
+            weights = noted(weights)
+        return super().sum_rows(x, index, inverse, weights)
+
+
+# --------------------------------------------------------------------------------------------- exchange of tokens
+@mutant("TOKENS-layout", says="numbers")
+class MetadataOfTheWrongRank(LoopbackPlatform):
+    """Choices are renumbered as if they had gone to the rank before."""
+
+    core: ClassVar = {
+        "hyperep.exchange.tokens:own_choices": lambda own: (
+            lambda platform, numbers, first, local: own(platform, numbers, max(first - local, 0), local)
+        )
+    }
+
+
+@mutant("TOKENS-layout", says="weights")
+class WeightsOfChoicesExchanged(LoopbackPlatform):
+    @staticmethod
+    def exchanged(send):
+        def change(context, tokens, indices, weights):
+            tokens, weights, numbers = send(context, tokens, indices, weights)
+            return tokens, context.platform.xp.concat([weights[:, 1:], weights[:, :1]], axis=1), numbers
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.tokens:_send": exchanged}
+
+
+@mutant("TOKENS-layout", says="tokens that arrived")
+class TokensSentForEachChoice(LoopbackPlatform):
+    """Also where no expert of the rank was chosen: the sums are right, as nobody's add nothing."""
+
+    core: ClassVar = {"hyperep.exchange.token_input:choices_by_rank": lambda by: lambda *a: np.maximum(by(*a), 1)}
+
+
+def _own(context, x):
+    """``[P, 1]``: whether a token that arrived came from this rank itself."""
+    mine = np.repeat(np.arange(len(context.output_splits)), context.output_splits) == context.platform.rank
+    return mine[:, None]
+
+
+@mutant("TOKENS-random", says="gradient of the tokens")
+class GradientOfACopyLost(LoopbackPlatform):
+    """What comes back in backward from other ranks is not added."""
+
+    @staticmethod
+    def lost(send):
+        def change(context, tokens, indices, weights):
+            tokens, *rest = send(context, tokens, indices, weights)
+            cut = context.platform.custom_vjp(lambda x: (x + 0, ()), lambda r, c, n: (c[0] * _own(context, c[0]),))
+            return cut(tokens), *rest
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.tokens:_send": lost}
+
+
+@mutant("TOKENS-random", says="sums of the tokens")
+class PartialSumAddedTwice(LoopbackPlatform):
+    core: ClassVar = {
+        "hyperep.exchange.routed:combine_tokens": lambda combine: (
+            lambda sums, context: combine(sums * (1 + _own(context, sums)), context)
+        )
+    }
+
+
+@mutant("TOKENS-random", says="gradient of the weights")
+class GradientOfWeightsDetached(LoopbackPlatform):
+    """Weights come as numbers that nobody differentiates: the forward is right, and the router learns nothing."""
+
+    core: ClassVar = {
+        "hyperep.exchange.tokens:_send": lambda send: (
+            lambda context, tokens, indices, weights: send(context, tokens, indices, _value(weights))
+        )
+    }
+
+
+@mutant("TOKENS-duplicates")
+class DuplicatesCountOnce(LoopbackPlatform):
+    @staticmethod
+    def once(dispatch):
+        def change(tokens, indices, weights, mesh, *, num_experts):
+            earlier = np.tril(indices[:, :, None] == indices[:, None, :], -1).any(axis=2)
+            return dispatch(tokens, indices, weights * ~earlier, mesh, num_experts=num_experts)
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.routed:dispatch_tokens": once}
+
+
+@mutant("TOKENS-nobody")
+class NobodyIsExpertZero(LoopbackPlatform):
+    core: ClassVar = {
+        "hyperep.exchange.routed:dispatch_tokens": lambda dispatch: (
+            lambda tokens, indices, *rest, num_experts: dispatch(
+                tokens, np.where(indices == num_experts, 0, indices), *rest, num_experts=num_experts
+            )
+        )
+    }
+
+
+@mutant("TOKENS-nowhere", says="sums of the tokens")
+class NowhereIsHome(LoopbackPlatform):
+    """A token that goes to nobody comes back as it is, and not as zeros."""
+
+    @staticmethod
+    def home(over):
+        def change(experts, mesh, num_experts):
+            routed = over(experts, mesh, num_experts)
+            return lambda x, indices, w: routed(x, indices, w) + x * (indices == num_experts).all(axis=1)[:, None]
+
+        return change
+
+    core: ClassVar = {"hyperep.conformance.requirements.tokens:over_ranks": home}
+
+
+@mutant("TOKENS-hot-rank", deadline=8, says="while others wait")
+class NothingArrivedWithoutHistory(LoopbackPlatform):
+    """A rank that nothing was sent to does not take part in backward: the others wait for it."""
+
+    @staticmethod
+    def detached(combine):
+        def change(sums, context):
+            return combine(sums if sum(context.output_splits) else _value(sums), context)
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.routed:combine_tokens": detached}
+
+
+@mutant("TOKENS-empty-rank", says="on rank 0 only")
+class NoTokensIsAnError(LoopbackPlatform):
+    """As a search, an argmax or a reshape does that was never tried without elements."""
+
+    @staticmethod
+    def strict(combine):
+        def change(sums, context):
+            out = combine(sums, context)
+            if not len(out):
+                raise ValueError("zero-size array")
+            return out
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.routed:combine_tokens": strict}
+
+
+@mutant("TOKENS-frozen")
+class GradientsExchangedWhereWanted(LoopbackPlatform):
+    """Tokens and weights travel apart, and each is exchanged in backward only by ranks that want its gradient."""
+
+    @staticmethod
+    def apart(send):
+        def change(context, tokens, indices, weights):
+            there, _, numbers = send(context, tokens, indices, _value(weights))
+            return there, send(context, _value(tokens), indices, weights)[1], numbers
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.tokens:_send": apart}
+
+
+@mutant("TOKENS-strided")
+class SumsByMemory(LoopbackPlatform):
+    """The cotangent of the sums is taken as it lies in memory, which for a transposed one is another order."""
+
+    @staticmethod
+    def by_memory(combine):
+        def change(sums, context):
+            taken = context.platform.custom_vjp(
+                lambda x: (x + 0, ()), lambda r, c, n: (c[0].ravel(order="K").reshape(c[0].shape),)
+            )
+            return taken(combine(sums, context))
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.routed:combine_tokens": by_memory}
+
+
+@mutant("TOKENS-interleaved")
+class LastContextForAll(LoopbackPlatform):
+    """What a dispatch leaves is kept in one place: a second one overwrites the first one's."""
+
+    @staticmethod
+    def kept(dispatch):
+        def change(tokens, *rest, **options):
+            *arrived, context = dispatch(tokens, *rest, **options)
+            context.platform.last = context
+            return *arrived, context
+
+        return change
+
+    core: ClassVar = {
+        "hyperep.conformance.requirements.tokens:dispatch_tokens": kept,
+        "hyperep.conformance.requirements.tokens:combine_tokens": lambda combine: (
+            lambda sums, context: combine(sums, context.platform.last)
+        ),
+    }
+
+
+@mutant("TOKENS-deterministic", ranks=4)
+class OrderOfAdditionsChanges(LoopbackPlatform):
+    """As atomics would: the terms are added in another order each time."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        self.calls = self.__dict__.get("calls", 0) + 1
+        terms = index.shape[1]
+        if weights is not None or self.calls % 2:
+            return super().sum_rows(x, index, inverse, weights)
+        return super().sum_rows(x, index[:, ::-1], inverse // terms * terms + terms - 1 - inverse % terms)
+
+
+@mutant("TOKENS-float64")
+class WeightsThroughFloat32(LoopbackPlatform):
+    """All weights travel in float32, beside the numbers."""
+
+    @staticmethod
+    def narrow(send):
+        def change(context, tokens, indices, weights):
+            xp = context.platform.xp
+            there, narrowed, numbers = send(context, tokens, indices, xp.astype(weights, xp.float32))
+            return there, xp.astype(narrowed, weights.dtype), numbers
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.tokens:_send": narrow}
+
+
+@mutant("TOKENS-cost", says="host copies")
+class SumsCountedOnTheHost(LoopbackPlatform):
+    def sum_rows(self, x, index, inverse, weights=None):
+        assert (self.to_host(index)[0] < len(x)).sum() == len(x)
+        return super().sum_rows(x, index, inverse, weights)
+
+
+@mutant("TOKENS-bytes", says="bytes to each rank in forward")
+class ChoicesInDoublePrecision(LoopbackPlatform):
+    """Numbers and weights of choices travel in float64, also where the weights are float32."""
+
+    @staticmethod
+    def wide(send):
+        def change(context, tokens, indices, weights):
+            xp = context.platform.xp
+            there, widened, numbers = send(context, tokens, indices, xp.astype(weights, xp.float64))
+            return there, xp.astype(widened, weights.dtype), numbers
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.tokens:_send": wide}
+
+
+@mutant("TOKENS-levels", ranks=4)
+class SecondLevelSkipped(LoopbackPlatform):
+    """Inside a node nothing is sent on, as if each rank owned what its node owns."""
+
+    @staticmethod
+    def skipped(over):
+        def change(experts, mesh, num_experts):
+            inside = mesh.mesh_dim_names == ("ep",) and 1 < mesh.size() < mesh.platform.world_size
+            return experts if inside else over(experts, mesh, num_experts)
+
+        return change
+
+    core: ClassVar = {"hyperep.conformance.requirements.tokens:over_ranks": skipped}
+
+
+@mutant("TOKENS-levels-cost", ranks=4, says="host copies")
+class SplitsOfAGroupFromTheHost(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if group is not None and len(group) < self.world_size:
+            self.to_host(np.zeros(1))
+        return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+@mutant("FAULT-index-too-large", says="nothing was raised")
+class AnyNumberBeyondIsNobody(LoopbackPlatform):
+    core: ClassVar = {
+        "hyperep.exchange.token_input:CHECK": lambda check: dataclasses.replace(check, judge=lambda *values: None)
+    }
+
+
+@mutant("EP-tokens", says="gradient of this rank's part of w1")
+class GradientOfTheBusiestExpertOnly(LoopbackPlatform):
+    """The gradient of an expert's weights misses tokens that came from other ranks."""
+
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        own = self.stop_gradient(w1) if len(_value(x)) > 12 else w1
+        return super().grouped_swiglu(x, own, w2, w3, group_sizes)
+
+
+@mutant("TP-tokens", says="gradient of the weights of choices")
+class WeightsOfChoicesNotReduced(LoopbackPlatform):
+    """Under tensor parallelism each rank has a part of the gradient of a weight, and keeps it."""
+
+    @staticmethod
+    def unreduced(slices):
+        def change(experts, platform, group, *, reduce=True):
+            def routed(tokens, indices, weights, *, rows=None):
+                partial = experts(platform.copy_to_group(tokens, group), indices, weights, rows=rows)
+                return platform.reduce_from_group(partial, group)
+
+            return routed
+
+        return change
+
+    core: ClassVar = {"hyperep.styles.tensor:in_slices": unreduced}
+
+
+@mutant("ETP-tokens", ranks=4)
+class SlicesNotAddedUp(LoopbackPlatform):
+    """Each rank of tp keeps the sum of its own slices."""
+
+    @staticmethod
+    def partial(slices):
+        return lambda experts, platform, group, *, reduce=True: slices(experts, platform, group, reduce=False)
+
+    core: ClassVar = {"hyperep.styles.expert_tensor:in_slices": partial}
+
+
+@mutant("EP-levels", ranks=4)
+class ExpertsInTheOrderOfTheOtherDimension(LoopbackPlatform):
+    """Tokens are sent inside the node first: the levels are exchanged, and with them who owns what."""
+
+    @staticmethod
+    def exchanged(over):
+        def change(experts, mesh, num_experts):
+            outer = mesh.mesh_dim_names == ("node",)
+            routed = over(experts, mesh, num_experts)
+
+            def moved(tokens, indices, weights, *, rows=None):
+                if outer and mesh.size() == 2 and mesh.platform.world_size == 4:
+                    local = num_experts // 4
+                    owner = indices // local
+                    owner = np.choose(np.minimum(owner, 4), [0, 2, 1, 3, 4])
+                    indices = owner * local + indices % local
+                return routed(tokens, indices, weights, rows=rows)
+
+            return moved
+
+        return change
+
+    core: ClassVar = {"hyperep.styles.expert:over_ranks": exchanged}
 
 
 # -------------------------------------------------------------------------------------------------------- modules

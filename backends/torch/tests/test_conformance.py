@@ -82,24 +82,60 @@ class RankHangs(TorchPlatform):
         return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
 
 
-FAULTS = {c.__name__: c for c in (Detached, ZeroRowsWithoutHistory, ReducedInPlace, RankDies, RankHangs)}
+def narrow_sum(x, index):
+    """A running sum in the dtype of the rows, in which 256 + 1 is 256."""
+    rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[index.clamp(max=len(x))]  # [T, K, D]
+    total = torch.zeros_like(rows[:, 0])
+    for term in rows.unbind(1):
+        total = total + term
+    return total
+
+
+class NarrowSums(TorchPlatform):
+    """Rows of a token are added up in their own dtype."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        return narrow_sum(x, index) if weights is None else super().sum_rows(x, index, inverse, weights)
+
+
+class NarrowPartialSums(TorchPlatform):
+    """The same, where some terms have no row, as for the sums that come back from the ranks."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        if weights is None and len(x) < index.numel() and x.dtype == torch.bfloat16:
+            return narrow_sum(x, index)
+        return super().sum_rows(x, index, inverse, weights)
+
+
+class NarrowWeights(TorchPlatform):
+    """Weights are rounded to the dtype of the rows before they multiply."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        return super().sum_rows(x, index, inverse, None if weights is None else weights.to(x.dtype))
+
+
+_FAULTS = (Detached, ZeroRowsWithoutHistory, ReducedInPlace, RankDies, RankHangs)
+FAULTS = {c.__name__: c for c in (*_FAULTS, NarrowSums, NarrowPartialSums, NarrowWeights)}
 
 
 @pytest.mark.parametrize(
-    ("fault", "requirement", "says"),
+    ("fault", "requirement", "says", "ranks"),
     [
-        ("Detached", "A2A-grad", "gradient"),
-        ("ZeroRowsWithoutHistory", "A2A-grad-zero-rows", "while others wait"),
-        ("ReducedInPlace", "AR-new-tensor", "after all_reduce"),
-        ("RankDies", "WORLD-ranks", "rank 1 of 2 died: killed by SIGKILL"),
-        ("RankHangs", "A2A-even", "in all_to_all_single"),
+        ("Detached", "A2A-grad", "gradient", 2),
+        ("ZeroRowsWithoutHistory", "A2A-grad-zero-rows", "while others wait", 2),
+        ("ReducedInPlace", "AR-new-tensor", "after all_reduce", 2),
+        ("RankDies", "WORLD-ranks", "rank 1 of 2 died: killed by SIGKILL", 2),
+        ("RankHangs", "A2A-even", "in all_to_all_single", 2),
+        ("NarrowSums", "SUM-rows-bfloat16", "must be 264", 1),
+        ("NarrowPartialSums", "TOKENS-bfloat16", "must be 258", 4),
+        ("NarrowWeights", "SUM-rows-bfloat16-weights", "must be 0.5", 1),
     ],
 )
-def test_a_fault_is_found_by_the_requirement_that_names_it(fault, requirement, says):
+def test_a_fault_is_found_by_the_requirement_that_names_it(fault, requirement, says, ranks):
     known = find_target("torch")
     faulty = Target(name="torch", launcher=FaultyLauncher(fault), declared=known.declared)
     began = time.monotonic()
-    report = check_target(faulty, [2], only=[requirement], deadline=10)
+    report = check_target(faulty, [ranks], only=[requirement], deadline=10)
     result = next(r for r in report.results if r.id == requirement)
     assert result.verdict is Verdict.FAILED, summary(report, details=True)
     assert says in result.message + result.detail
