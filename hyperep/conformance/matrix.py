@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.report import Report
 from hyperep.conformance.requirement import Requirement
+from hyperep.conformance.text import part, world_sizes
 from hyperep.conformance.verdict import CONFORMING, Verdict
 from hyperep.platform.capabilities import Capability
 
@@ -63,11 +64,11 @@ def as_markdown(reports: Sequence[Report]) -> str:
     lines = [
         "## Platforms",
         "",
-        "| platform | distribution | framework | device | world sizes | verdict |",
-        "|---|---|---|---|---|---|",
+        "| platform | distribution | framework | device | world sizes | verdict | suite | date |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in reports:
-        cells = (r.platform, r.distribution, r.framework, r.device, _sizes(r), _verdict(r))
+        cells = (r.platform, r.distribution, r.framework, r.device, world_sizes(r), _verdict(r), r.suite, r.date)
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
     lines += ["", "## Capabilities", "", f"| capability | {' | '.join(heads)} |", f"|---|{'---|' * len(reports)}"]
     for capability in Capability:
@@ -120,15 +121,14 @@ _LEGEND = (
 )
 
 
-def _sizes(report: Report) -> str:
-    return ", ".join(map(str, report.world_sizes))
-
-
 def _verdict(report: Report) -> str:
+    if report.conforms is None:
+        return f"partial: {part(report)}"
     failed = len({r.id for r in report.results if r.verdict not in CONFORMING})
     known = len({r.id for r in report.results if r.verdict is Verdict.EXPECTED})
     text = "conforms" if report.conforms else f"{failed} requirements not met"
-    return text + (f", {known} known failures" if known else "")
+    others = len(requirements().keys() - set(report.ran))
+    return text + (f", {known} known failures" if known else "") + (f", {others} not run" if others else "")
 
 
 def _head(report: Report) -> str:
@@ -167,11 +167,13 @@ def as_html(reports: Sequence[Report]) -> str:
                 r.distribution,
                 r.framework,
                 r.device,
-                f"world sizes {', '.join(map(str, r.world_sizes))}",
+                f"world sizes {world_sizes(r)}",
                 r.suite,
+                r.machine,
+                r.date,
             ],
             "verdict": _verdict(r),
-            "conforms": r.conforms,
+            "sign": {True: "passed", False: "failed", None: "partial"}[r.conforms],
         }
         for head, r in zip(heads, reports, strict=True)
     ]
@@ -197,7 +199,7 @@ _PAGE = """<!DOCTYPE html>
  td.v { text-align: center; white-space: nowrap; }
  td small { opacity: .75; }
  .passed { color: #1a7f37; } .failed, .missing, .unexpected { color: #cf222e; font-weight: bold; }
- .blocked, .expected { color: #9a6700; }
+ .blocked, .expected, .partial { color: #9a6700; }
  tr.port th { padding-top: 1.2rem; font-size: 1.1em; }
 </style></head><body>
 <h1>@TITLE@</h1>
@@ -217,7 +219,7 @@ const make = (tag, text = "", cls = "") =>
   Object.assign(document.createElement(tag), { textContent: text, className: cls });
 for (const p of data.platforms) {
   const box = make("div");
-  box.append(make("b", p.head), " ", make("span", p.verdict, p.conforms ? "passed" : "failed"));
+  box.append(make("b", p.head), " ", make("span", p.verdict, p.sign));
   for (const fact of p.facts) if (fact) box.append(make("small", fact));
   $("platforms").append(box);
 }

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from hyperep.conformance.catalogue import find
+from hyperep.conformance.catalogue import find, requirements
 from hyperep.conformance.report import Result
 from hyperep.conformance.suite import described, make_report
 from hyperep.conformance.target import find_target
@@ -17,7 +17,7 @@ from hyperep.conformance.world_run import WorldRun
 from hyperep.platform.errors import PlatformError
 from hyperep.writable import require_writable_file
 
-__all__ = ["SuiteSession"]
+__all__ = ["SuiteSession", "selection_of"]
 
 
 class SuiteSession:
@@ -56,14 +56,22 @@ class SuiteSession:
         self._end_world()
         if self._report and self._results:
             seconds = time.monotonic() - self._began
-            report = make_report(self.target, self._description, self.world_sizes, self.seed, seconds, self._results)
-            report.save(self._report)
+            selection = selection_of(self._results, self.world_sizes)
+            facts = (self.target, self._description, self.world_sizes, self.seed, seconds, self._results)
+            make_report(*facts, selection=selection).save(self._report)
 
     def _end_world(self) -> None:
         if self._world is not None:
             self._description = described(self._world) or self._description
             self._world.close()
             self._world = None
+
+
+def selection_of(results: Sequence[Result], world_sizes: Sequence[int]) -> tuple[str, ...] | None:
+    """What pytest was confined to, by -k, -x or otherwise: the ids that were run in every world; ``None`` for all."""
+    ran = {(result.id, result.ranks) for result in results}
+    whole = tuple(id for id in requirements() if all((id, ranks) in ran for ranks in world_sizes))
+    return None if len(whole) == len(requirements()) else whole
 
 
 def _world_sizes(text: str) -> tuple[int, ...]:

@@ -11,10 +11,12 @@ from typing import Any
 
 from hyperep.conformance.verdict import CONFORMING, Verdict
 
-__all__ = ["SCHEMA", "Report", "Result"]
+__all__ = ["SCHEMA", "WORLD_SIZES", "Report", "Result"]
 
-SCHEMA = 1
-"""Version of the JSON's form."""
+SCHEMA = 2
+"""Version of the JSON's form. Form 1 lacks the date, the selection and the number of requirements, and is read too."""
+WORLD_SIZES = (1, 2, 4)
+"""Numbers of ranks of a whole run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,12 @@ class Report:
     """Capability -> support, as the platform object declares on this device."""
     suite: str
     """Version of hyperep, whose suite this is."""
+    requirements: int = 0
+    """How many that suite has; 0 in a report that does not tell."""
+    selection: tuple[str, ...] | None = None
+    """Ids of requirements, or beginnings of them, to which the run was confined; ``None`` for all."""
+    date: str = ""
+    """When it was made, in UTC; empty in a report that does not tell."""
     python: str
     machine: str
     world_sizes: tuple[int, ...]
@@ -50,9 +58,33 @@ class Report:
     results: tuple[Result, ...]
 
     @property
-    def conforms(self) -> bool:
+    def passed(self) -> bool:
         """Whether every requirement that was run was met, refused as declared, or failed as declared."""
         return all(result.verdict in CONFORMING for result in self.results)
+
+    @property
+    def conforms(self) -> bool | None:
+        """The verdict on the platform; ``None`` after a part of the suite, which is no verdict."""
+        return self.passed if self.selection is None else None
+
+    @property
+    def ran(self) -> tuple[str, ...]:
+        """Ids of the requirements that were run, those included that others need."""
+        return tuple(dict.fromkeys(result.id for result in self.results))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Ids of those that were asked for."""
+        if self.selection is None:
+            return self.ran
+        exact = set(self.selection) & set(self.ran)
+        beginnings = tuple(entry for entry in self.selection if entry not in exact)
+        return tuple(id for id in self.ran if id in exact or id.startswith(beginnings))
+
+    @property
+    def sizes_not_run(self) -> tuple[int, ...]:
+        """World sizes of a whole run that this one left out."""
+        return tuple(size for size in WORLD_SIZES if size not in self.world_sizes)
 
     def count(self, verdict: Verdict) -> int:
         """How many results have that verdict."""
@@ -77,12 +109,14 @@ class Report:
             data: dict[str, Any] = json.loads(text)
             schema = data.pop("schema")
             data.pop("conforms")
-            if schema != SCHEMA:
+            if schema not in range(1, SCHEMA + 1):
                 raise ValueError(
-                    f"a report of form {schema}, but this hyperep reads form {SCHEMA}; run the suite again"
+                    f"a report of form {schema}, but this hyperep reads forms 1 to {SCHEMA}; run the suite again"
                 )
             results = tuple(Result(**{**r, "verdict": Verdict(r["verdict"])}) for r in data.pop("results"))
-            return cls(**{**data, "world_sizes": tuple(data["world_sizes"])}, results=results)
+            selection = data.pop("selection", None)
+            data["world_sizes"] = tuple(data["world_sizes"])
+            return cls(**data, selection=None if selection is None else tuple(selection), results=results)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a conformance report: {type(error).__name__}: {error}") from error
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import platform as host
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,7 @@ import numpy as np
 
 import hyperep
 from hyperep.conformance.catalogue import find, requirements
-from hyperep.conformance.report import Report, Result
+from hyperep.conformance.report import WORLD_SIZES, Report, Result
 from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.target import Target, find_target
 from hyperep.conformance.verdict import Verdict
@@ -23,7 +25,7 @@ __all__ = ["check_platform", "check_target", "described", "failures_first", "mak
 
 def check_platform(
     name: str,
-    world_sizes: Sequence[int] = (1, 2, 4),
+    world_sizes: Sequence[int] = WORLD_SIZES,
     *,
     only: Sequence[str] = (),
     seed: int = 0,
@@ -35,7 +37,8 @@ def check_platform(
     Args:
         name: name of the platform.
         world_sizes: numbers of ranks to run it with, one after the other.
-        only: ids of requirements, or beginnings of them; what they need is run too. Everything, if empty.
+        only: ids of requirements, or beginnings of them; what they need is run too. Everything, if empty. The report
+            of a part is no verdict on the platform: its ``conforms`` is ``None``, and ``passed`` tells of the part.
         seed: of all data.
         deadline: seconds that one requirement may take in one world.
         progress: called with each result as it comes.
@@ -70,7 +73,8 @@ def check_target(
                 if progress is not None:
                     progress(results[-1])
             description = described(world) or description
-    return make_report(target, description, world_sizes, seed, time.monotonic() - began, results)
+    seconds = time.monotonic() - began
+    return make_report(target, description, world_sizes, seed, seconds, results, selection=tuple(only) or None)
 
 
 def described(world: WorldRun) -> Mapping[str, object]:
@@ -88,8 +92,10 @@ def make_report(
     seed: int,
     seconds: float,
     results: Sequence[Result],
+    *,
+    selection: Sequence[str] | None = None,
 ) -> Report:
-    """Put a report together."""
+    """Put a report together; *selection* is what the run was confined to."""
     capabilities = description.get("capabilities", target.declared)
     assert isinstance(capabilities, Mapping)
     return Report(
@@ -100,7 +106,10 @@ def make_report(
         capabilities=dict(capabilities),
         suite=f"hyperep {hyperep.__version__}",
         python=f"{host.python_implementation()} {host.python_version()}, NumPy {np.__version__}",
-        machine=f"{host.system()} {host.machine()}",
+        machine=f"{host.system()} {host.machine()}, {os.cpu_count()} CPUs",
+        requirements=len(requirements()),
+        selection=None if selection is None else tuple(selection),
+        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         world_sizes=tuple(world_sizes),
         seed=seed,
         seconds=round(seconds, 1),

@@ -11,7 +11,7 @@ from hyperep.conformance.report import Report, Result
 from hyperep.conformance.suite import failures_first
 from hyperep.conformance.verdict import Verdict
 
-__all__ = ["failure", "listing", "reproduction", "summary"]
+__all__ = ["failure", "listing", "part", "reproduction", "summary", "world_sizes"]
 
 
 def reproduction(platform: str, result: Result, seed: int) -> str:
@@ -51,12 +51,31 @@ def summary(report: Report, *, details: bool = False) -> str:
     if expected:
         lines.append("Known failures, as the plugin declares them:")
         lines += [f"  {id} (world size {_sizes(rs)}): {rs[0].message}" for id, rs in _by_id(expected).items()]
+    lines += ["", _verdict(report)]
+    return "\n".join(lines).strip("\n")
+
+
+def world_sizes(report: Report) -> str:
+    """Those that were run, and those of a whole run that were not: ``1, 2 (4 not run)``."""
+    missing = report.sizes_not_run
+    return _listed(report.world_sizes) + (f" ({_listed(missing)} not run)" if missing else "")
+
+
+def part(report: Report) -> str:
+    """What became of the part of the suite that was asked for: ``38 of 199 asked for: passed``."""
+    return f"{len(report.asked)} of {report.requirements} asked for: {'passed' if report.passed else 'not passed'}"
+
+
+def _verdict(report: Report) -> str:
+    """The last line. Of a part it says how much of the suite that is, and nothing of the platform."""
     counts = Counter(result.verdict for result in report.results)
     told = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
-    sizes = ", ".join(map(str, report.world_sizes))
-    conforms = "conforms" if report.conforms else "does not conform"
-    lines += ["", f"{report.platform} {conforms} at world size {sizes} on {report.device or '?'}: {told}."]
-    return "\n".join(lines).strip("\n")
+    where = f"at world size {world_sizes(report)} on {report.device or '?'}"
+    if report.conforms is None:
+        others = len(report.ran) - len(report.asked)
+        needed = f", with {others} that they rest on" if others else ""
+        return f"{report.platform} {where}, {part(report)} ({told}{needed}). A part of the suite is no verdict."
+    return f"{report.platform} {'conforms' if report.conforms else 'does not conform'} {where}: {told}."
 
 
 def listing() -> str:
@@ -85,7 +104,11 @@ def _line(id: str, results: Sequence[Result], behind: Counter[tuple[str, int]]) 
 
 
 def _sizes(results: Sequence[Result]) -> str:
-    return ", ".join(str(r.ranks) for r in results)
+    return _listed([r.ranks for r in results])
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _by_id(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import platform as host
 import re
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 from mutants import target
 
+import hyperep
 from hyperep.cli import main
 from hyperep.conformance import check_platform
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.matrix import as_html, as_markdown, cell
-from hyperep.conformance.pytest_session import SuiteSession
+from hyperep.conformance.pytest_session import SuiteSession, selection_of
 from hyperep.conformance.report import Report, Result
 from hyperep.conformance.requirement import Level
 from hyperep.conformance.suite import check_target, selected
@@ -121,12 +123,12 @@ def test_expected_failures_are_strict_and_have_a_reason():
     (result,) = (r for r in report.results if r.id == "A2A-uneven-splits")
     assert result.verdict is Verdict.EXPECTED
     assert "see issue 7" in result.message
-    assert report.conforms
+    assert report.passed
 
     stale = target("SplitsSwapped", expected_failures={"A2A-even": "fails no more"})
     report = check_target(stale, [2], only=["A2A-even"])
     assert next(r for r in report.results if r.id == "A2A-even").verdict is Verdict.UNEXPECTED
-    assert not report.conforms
+    assert not report.passed
 
 
 def test_ranks_that_do_not_start_are_one_line():
@@ -150,10 +152,83 @@ def test_a_report_is_read_as_it_was_written(loopback, tmp_path):
     data = json.loads(path.read_text())
     assert data["conforms"] is True
     assert data["platform"] == "loopback"
-    for broken in ("{}", "[]", "nonsense", path.read_text().replace('"schema": 1', '"schema": 99')):
+    for broken in ("{}", "[]", "nonsense", path.read_text().replace('"schema": 2', '"schema": 99')):
         path.write_text(broken)
         with pytest.raises(ValueError, match=r"report\.json"):
             Report.load(path)
+
+
+def test_a_report_says_what_made_it(loopback, tmp_path):
+    path = tmp_path / "report.json"
+    loopback.save(path)
+    data = json.loads(path.read_text())
+    assert data["suite"] == f"hyperep {hyperep.__version__}"
+    assert data["requirements"] == len(requirements())
+    assert data["selection"] is None
+    assert data["machine"].startswith(host.system())
+    assert data["machine"].endswith(f"{os.cpu_count()} CPUs")
+    assert re.fullmatch(r"20\d\d-[01]\d-[0-3]\d [0-2]\d:[0-5]\d UTC", data["date"])
+
+
+def test_a_report_of_the_form_before_is_read_too(loopback, tmp_path):
+    path = tmp_path / "report.json"
+    data = json.loads(loopback.to_json())
+    for new in ("selection", "date", "requirements"):
+        del data[new]
+    path.write_text(json.dumps({**data, "schema": 1}))
+    found = Report.load(path)
+    assert found.results == loopback.results
+    assert (found.conforms, found.selection, found.date) == (True, None, "")
+
+
+HOST_IDS = [id for id in requirements() if id.startswith("HOST-")]
+
+
+def test_a_part_of_the_suite_is_no_verdict(tmp_path):
+    whole = len(requirements())
+    report = check_platform("loopback", (1, 2), only=["HOST", "A2A-even"])
+    assert (report.passed, report.conforms, report.selection) == (True, None, ("HOST", "A2A-even"))
+    assert set(report.asked) == {*HOST_IDS, "A2A-even"}
+    assert set(report.ran) > set(report.asked)
+    line = summary(report).splitlines()[-1]
+    assert "conform" not in line
+    assert f"at world size 1, 2 (4 not run) on cpu, {len(HOST_IDS) + 1} of {whole} asked for: passed" in line
+    path = tmp_path / "report.json"
+    report.save(path)
+    data = json.loads(path.read_text())
+    assert data["conforms"] is None
+    assert data["selection"] == ["HOST", "A2A-even"]
+    assert Report.load(path) == report
+
+    wrong = check_target(target("SplitsSwapped"), [2], only=["A2A-uneven-splits"])
+    assert (wrong.passed, wrong.conforms) == (False, None)
+    assert f"1 of {whole} asked for: not passed" in summary(wrong)
+    text = as_markdown([report, wrong])
+    assert f"| 1, 2 (4 not run) | partial: {len(HOST_IDS) + 1} of {whole} asked for: passed |" in text
+    assert f"| 2 (1, 4 not run) | partial: 1 of {whole} asked for: not passed |" in text
+    assert "conform" not in text
+    assert [p["sign"] for p in data_of(as_html([report, wrong]))["platforms"]] == ["partial", "partial"]
+
+
+def test_an_id_that_others_begin_with_is_asked_for_alone():
+    report = check_platform("loopback", (1,), only=["SUM-rows", "TOKENS-random"])
+    assert "SUM-rows-no-row" in report.ran, "what tokens rest on"
+    assert report.asked == ("SUM-rows", "TOKENS-random")
+
+
+def test_pytest_was_confined_to_what_ran_in_every_world():
+    every = [Result(id=id, ranks=n, verdict=Verdict.PASSED) for n in (1, 2) for id in requirements()]
+    assert selection_of(every, (1, 2)) is None
+    assert selection_of(every[:-1], (1, 2)) == tuple(requirements())[:-1]
+    assert selection_of(every[:-1], (1,)) is None
+
+
+def test_what_a_whole_run_left_out_is_named(loopback):
+    assert summary(loopback).splitlines()[-1].startswith("loopback conforms at world size 1, 2, 4 on cpu: ")
+    two = tuple(r for r in loopback.results if r.ranks == 2 and r.id != "HOST-several")
+    older = Report(**{**vars(loopback), "world_sizes": (2,), "results": two})
+    assert "loopback conforms at world size 2 (1, 4 not run) on cpu" in summary(older)
+    assert "| 2 (1, 4 not run) | conforms, 1 not run |" in as_markdown([older])
 
 
 def worse(report, id, verdict, message="</script> | bad"):
@@ -230,7 +305,7 @@ def test_the_command_line(tmp_path, capsys):
     report = tmp_path / "r.json"
     code = run_cli("run", "--platform", "loopback", "--world-size", "1,2", "--only", "HOST", "--report", str(report))
     assert code == 0
-    assert "loopback conforms at world size 1, 2" in capsys.readouterr().out
+    assert f"loopback at world size 1, 2 (4 not run) on cpu, {len(HOST_IDS)} of " in capsys.readouterr().out
     assert run_cli("matrix", str(report)) == 0
     assert "| `HOST-roundtrip` | ✓ |" in capsys.readouterr().out
     assert run_cli("matrix", str(report), "--html", str(tmp_path / "m.html")) == 0
@@ -278,7 +353,7 @@ def test_what_was_found_is_told_also_if_the_report_cannot_be_saved(tmp_path, cap
     arguments = ("run", "--platform", "loopback", "--world-size", "1", "--only", "HOST-roundtrip")
     assert run_cli(*arguments, "--report", str(tmp_path / "r.json")) == 2
     shown = capsys.readouterr()
-    assert "loopback conforms at world size 1" in shown.out
+    assert "asked for: passed" in shown.out
     assert "No space left on device" in shown.err
 
 
@@ -299,6 +374,8 @@ def test_the_pytest_plugin(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "hyperep.conformance"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert Report.load(report).conforms is None
+    assert list(Report.load(report).selection) == HOST_IDS
     found = Report.load(report).results
     assert {r.id for r in found} == {id for id in requirements() if id.startswith("HOST-")}
     assert {(r.verdict, r.ranks) for r in found} == {(Verdict.PASSED, 2)}
