@@ -15,6 +15,7 @@ from hyperep_torch.products import (
     columns_product,
     has_native_kernel,
     is_aligned,
+    is_turned,
     rows_product,
 )
 
@@ -24,7 +25,8 @@ __all__ = ["check_operands", "grouped_matmul", "has_native_kernel"]
 def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
     """Multiply runs of rows by the transpose of their own matrix: ``[N, D] x [L, H, D] -> [N, H]``.
 
-    Where no native kernel is used the sizes are read on the host; see :func:`has_native_kernel`.
+    Where no native kernel is used the sizes are read on the host; see :func:`has_native_kernel`. A weight that is kept
+    as ``[L, D, H]`` is given as its transposed view; neither it nor its gradient is copied.
 
     Raises:
         ValueError: shapes or dtypes do not fit together.
@@ -53,7 +55,7 @@ class _GroupedMatmul(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, group_sizes: torch.Tensor, native: bool
     ) -> torch.Tensor:
         runs = Runs.of(group_sizes, native=native, rows=x.shape[0])
-        x, weight = aligned(x), aligned(weight)
+        x, weight = aligned(x), weight if is_turned(weight) else aligned(weight)
         ctx.save_for_backward(x, weight, runs.stops)
         ctx.sizes, ctx.native = runs.sizes, native
         return rows_product(x, weight.transpose(1, 2), runs)
@@ -64,7 +66,11 @@ class _GroupedMatmul(torch.autograd.Function):
         x, weight, stops = ctx.saved_tensors
         runs, g = Runs(stops, ctx.sizes, ctx.native), aligned(g)
         grad_x = rows_product(g, weight, runs) if ctx.needs_input_grad[0] else None
-        grad_weight = columns_product(g, x, runs) if ctx.needs_input_grad[1] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            # In the memory layout of the weight, so that it becomes the gradient as it is.
+            turned = is_turned(weight)
+            grad_weight = columns_product(x, g, runs).transpose(1, 2) if turned else columns_product(g, x, runs)
         return grad_x, grad_weight, None, None
 
 

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 
 from hyperep_torch import kernels
 
-__all__ = ["Runs", "aligned", "columns_product", "has_native_kernel", "is_aligned", "rows_product", "rows_product_add_"]
+__all__ = [
+    "Runs",
+    "aligned",
+    "columns_product",
+    "has_native_kernel",
+    "is_aligned",
+    "is_turned",
+    "rows_product",
+    "rows_product_add_",
+]
 
 _ALIGNMENT = 16
 """Bytes to which grouped_mm wants its rows aligned."""
@@ -120,3 +129,9 @@ def aligned(x: torch.Tensor) -> torch.Tensor:
     """*x*, copied unless its rows are contiguous and start where the kernel can read them."""
     x = x.contiguous()
     return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
+
+
+def is_turned(weight: torch.Tensor) -> bool:
+    """Whether *weight* ``[L, A, B]`` lies in memory as a contiguous ``[L, B, A]``, which the products read as well."""
+    turned = weight.transpose(1, 2)
+    return not weight.is_contiguous() and turned.is_contiguous() and turned.data_ptr() % _ALIGNMENT == 0

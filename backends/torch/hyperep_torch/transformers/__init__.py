@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock models of Hugging Face's transformers, trained with hyperep: ``pip install 'hyperep-torch[transformers]'``.
+
+Two doors lead in. Importing this package registers both halves of the first with transformers.
+
+* Inside transformers: ``DistributedConfig(..., ep_implementation="hyperep")`` in ``from_pretrained``; transformers
+  shards and saves, and hyperep exchanges the tokens.
+* Any model that is there: :func:`expert_parallelize`.
+
+In both the experts are computed by hyperep's grouped products, from the weights as transformers keeps them.
+"""
+
+from hyperep_torch.transformers.implementation import HyperepEP
+from hyperep_torch.transformers.kernels import EXPERTS_IMPLEMENTATION
+from hyperep_torch.transformers.loads import LayerLoad, load_report
+from hyperep_torch.transformers.parallelize import expert_parallelize
+from hyperep_torch.transformers.saving import full_state_dict, save_pretrained
+
+__all__ = [
+    "EXPERTS_IMPLEMENTATION",
+    "HyperepEP",
+    "LayerLoad",
+    "expert_parallelize",
+    "full_state_dict",
+    "load_report",
+    "save_pretrained",
+]
