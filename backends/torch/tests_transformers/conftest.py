@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks, and which architectures a run takes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Ranks look for what they run where their parent does.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
+from architectures import ARCHITECTURES, FEW
+from ranks import Ranks
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-architectures", action="store_true", help="every architecture, not one of each kind")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "architecture" in metafunc.fixturenames:
+        metafunc.parametrize("architecture", ARCHITECTURES if metafunc.config.getoption("all_architectures") else FEW)
+
+
+@pytest.fixture(scope="session", params=[2, 4], ids=["2 ranks", "4 ranks"])
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """Two, and four, gloo ranks."""
+    started = Ranks(request.param)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Ranks]:
+    """Two gloo ranks."""
+    started = Ranks(2)
+    yield started
+    started.stop()
