@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard as native_fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from hyperep.platform.selection import adopt_mesh
+from hyperep_torch.opened import divides_gradients
 
 __all__ = ["fully_shard"]
 
@@ -166,6 +167,11 @@ def _spread_over(parameter: nn.Parameter, names: Sequence[str]) -> tuple[str, ..
 def _shard_experts(module: nn.Module, mesh: NativeMesh, ranks: int, settings: dict[str, Any]) -> None:
     if isinstance(module, FSDPModule):
         return
+    if divides_gradients(module):
+        raise ValueError(
+            "fully_shard divides the gradients of experts itself, and expert_parallelize was told to do so too; say "
+            "gradients='sum' there"
+        )
     shards = mesh.size(mesh.ndim - 1)
     dtypes = {
         settings["mp_policy"].reduce_dtype or settings["mp_policy"].param_dtype or p.dtype for p in module.parameters()

@@ -18,10 +18,13 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from hyperep_torch.local_parts import local_part, local_parts
 
-__all__ = ["OpensItself", "call_opened", "mark_shard", "own_parts"]
+__all__ = ["OpensItself", "call_opened", "divide_gradients", "divides_gradients", "mark_shard", "own_parts"]
 
 _SHARDS = "_hyperep_shards"
 """Attribute of a module: the names of its own parameters and buffers that hyperep has sharded."""
+
+_DIVISOR = "_hyperep_gradient_divisor"
+"""Attribute of a module: what the gradients of its own DTensors are divided by."""
 
 _OWN = ("_parameters", "_buffers", "_modules")
 """What a stand-in does not share with its module."""
@@ -36,6 +39,20 @@ def mark_shard(module: nn.Module, name: str) -> None:
     module.__dict__[_SHARDS] = (*module.__dict__.get(_SHARDS, ()), name)
 
 
+def divide_gradients(module: nn.Module, divisor: int) -> None:
+    """From now on divide the gradients of the DTensors in *module* by *divisor*.
+
+    It is done where they are opened, and not by hooks, because ``module.to`` makes new parameters of DTensors.
+    """
+    for part in module.modules():
+        part.__dict__[_DIVISOR] = divisor
+
+
+def divides_gradients(module: nn.Module) -> bool:
+    """Whether :func:`divide_gradients` was called on *module*."""
+    return _DIVISOR in module.__dict__
+
+
 def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
     """This rank's parts of the DTensors among the module's own parameters, through which gradients flow.
 
@@ -48,7 +65,10 @@ def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
         for name, parameter in distributed.items():
             if parameter.requires_grad and any(map(_is_replicate, parameter.placements)):
                 _require_known_replicas(module, name, parameter, distributed)
-    return dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True))
+    parts = local_parts(tuple(distributed.values()))
+    if (divisor := module.__dict__.get(_DIVISOR)) is not None:
+        parts = tuple(_Divided.apply(part, divisor) if part.requires_grad else part for part in parts)
+    return dict(zip(distributed, parts, strict=True))
 
 
 def call_opened(module: nn.Module, forward: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
@@ -99,6 +119,17 @@ def _write_back(stand_in: nn.Module, module: nn.Module) -> None:
         original = module._modules.get(name)
         if original is not None and child is not None and child is not original:
             _write_back(child, original)
+
+
+class _Divided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, divisor: int) -> torch.Tensor:
+        ctx.divisor = divisor
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / ctx.divisor, None
 
 
 def _require_known_replicas(module: nn.Module, name: str, parameter: DTensor, siblings: dict[str, DTensor]) -> None:

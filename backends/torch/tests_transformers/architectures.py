@@ -36,6 +36,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "afmoe": {},
     "aria_text": {},
     "cohere2_moe": {},
+    "dbrx": {
+        **{"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 32},
+    },
     "deepseek_v2": _MLA,
     "deepseek_v3": _MLA,
     "dots1": {},
@@ -51,6 +56,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {},
     "hy_v3": {},
     "laguna": {},
+    "jetmoe": {"kv_channels": 8},
+    "llama4_text": {"intermediate_size_mlp": 24, "interleave_moe_layer_step": 1, "moe_layers": [0, 1]},
+    "longcat_flash": {**_MLA, "head_dim": 8, "num_layers": 1, "zero_expert_num": 4, "expert_ffn_hidden_size": 24, "ffn_hidden_size": 24},
     "mellum": {},
     "mimo_v2_flash": {},
     "minimax": {},
@@ -67,8 +75,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """By transformers' own name, what is to be set besides; ``None`` leaves something as it is by default."""
 
-FEW = ("deepseek_v3", "gpt_oss", "mixtral", "nemotron_h", "qwen3_moe")
-"""One of each kind: latent attention, biases and interleaved weights, the oldest, no gate, the one in the docs."""
+FEW = ("dbrx", "deepseek_v3", "gpt_oss", "jetmoe", "llama4_text", "longcat_flash", "nemotron_h", "qwen3_moe")
+"""One of each form of experts, and of weights: see ``hyperep_torch.transformers.forms``."""
 
 
 def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:

@@ -24,17 +24,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("architecture", ARCHITECTURES if metafunc.config.getoption("all_architectures") else FEW)
 
 
-@pytest.fixture(scope="session", params=[2, 4], ids=["2 ranks", "4 ranks"])
-def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+@pytest.fixture(params=["two", "four"])
+def ranks(request: pytest.FixtureRequest) -> Ranks:
     """Two, and four, gloo ranks."""
-    started = Ranks(request.param)
-    yield started
-    started.stop()
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
 def two() -> Iterator[Ranks]:
     """Two gloo ranks."""
     started = Ranks(2)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def four() -> Iterator[Ranks]:
+    """Four gloo ranks."""
+    started = Ranks(4)
     yield started
     started.stop()

@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from hyperep_torch.transformers.kernels import declares_its_layout
+from hyperep_torch.transformers.forms import FORMS, Form
 
 __all__ = ["StockExperts", "find_experts"]
 
 
 @dataclass(frozen=True)
 class StockExperts:
-    """A module of experts that is called as ``experts(tokens, indices, weights)``."""
+    """A module of experts in a model."""
 
     path: str
     module: nn.Module
+    block: nn.Module | None
+    """What holds the module."""
     num_experts: int
-    grouped: bool
-    """Whether its weights can be computed by grouped products; else its own forward is called."""
+    form: Form
 
 
 def find_experts(model: nn.Module) -> list[StockExperts]:
@@ -32,11 +32,13 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
     Raises:
         ValueError: there are none, or modules that look like experts and are of a form that is not known.
     """
-    found, unknown = [], []
-    for path, module in model.named_modules():
+    modules = dict(model.named_modules())
+    found: list[StockExperts] = []
+    unknown: list[tuple[str, nn.Module]] = []
+    for path, module in modules.items():
         if any(path.startswith(outer.path + ".") for outer in found):
             continue
-        if (experts := _as_experts(path, module)) is not None:
+        if (experts := _as_experts(path, module, modules.get(path.rpartition(".")[0]) if path else None)) is not None:
             found.append(experts)
         elif _looks_like_experts(path, module):
             unknown.append((path, module))
@@ -58,24 +60,11 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
     return found
 
 
-def _as_experts(path: str, module: nn.Module) -> StockExperts | None:
-    parameters = list(module.parameters())
-    if not parameters or not hasattr(module, "num_experts") or not _takes_tokens(module):
-        return None
-    # From the parameters, because the attribute is the number of this rank's once experts are spread.
-    numbers = {parameter.shape[0] if parameter.ndim > 1 else 0 for parameter in parameters}
-    number = numbers.pop()
-    if numbers or number < 2 or (number != module.num_experts and not isinstance(parameters[0], DTensor)):
-        return None
-    return StockExperts(path, module, number, declares_its_layout(module))
-
-
-def _takes_tokens(module: nn.Module) -> bool:
-    """Whether its forward takes three inputs, of which the last two route the first."""
-    if "tokens" in getattr(module, "takes", ()):
-        return True
-    given = [p.name for p in inspect.signature(type(module).forward).parameters.values() if p.name != "self"]
-    return len(given) == 3 and given[1].endswith(("index", "indices")) and given[2].endswith("weights")
+def _as_experts(path: str, module: nn.Module, block: nn.Module | None) -> StockExperts | None:
+    for form in FORMS:
+        if (number := form.count(module)) is not None:
+            return StockExperts(path, module, block, number, form)
+    return None
 
 
 def _looks_like_experts(path: str, module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ class of experts declares by flags, which its modules carry.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def _of_rows(m: Any, rows: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     # One for each row, in place of a sum over runs: the bias of its expert.
     owners = torch.repeat_interleave(sizes, output_size=rows.shape[0]) if m.has_bias else None
     projected = _linear(m, first, rows, sizes, owners)
-    hidden = m._apply_gate(projected) if m.has_gate else m.act_fn(projected)
+    hidden = _gate(m)(m, projected) if m.has_gate else m.act_fn(projected)
     return _with_norm(m, _linear(m, "down_proj", hidden, sizes, owners))
 
 
@@ -70,10 +71,15 @@ def _is_plain_swiglu(m: Any) -> bool:
     """Gate on top of up, ``silu(gate) * up``, no bias, each weight ``[E, out, in]``."""
     if not m.has_gate or m.has_bias or m.is_transposed or not m.is_concatenated:
         return False
-    if getattr(type(m), "_apply_gate", None) is not _default_apply_gate:
+    if _gate(m) is not _default_apply_gate:
         return False
     activation = getattr(m, "act_fn", None)
     return isinstance(activation, nn.SiLU | SiLUActivation) or activation is F.silu
+
+
+def _gate(m: Any) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Both projections to hidden rows."""
+    return getattr(type(m), "_apply_gate", _default_apply_gate)
 
 
 def _linear(

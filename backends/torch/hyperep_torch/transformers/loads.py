@@ -71,9 +71,7 @@ def load_report(model: nn.Module) -> Iterator[list[LayerLoad]]:
 
 
 def _count(counted: dict[str, torch.Tensor], layer: StockExperts, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    number = layer.num_experts
-    # Beyond the experts is nobody.
-    counts = torch.bincount(inputs[1].detach().reshape(-1).clamp(max=number), minlength=number + 1)[:number]
+    counts = layer.form.choices(inputs[1], layer.num_experts)
     counted[layer.path] = counts + counted[layer.path] if layer.path in counted else counts
 
 

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.expert import Exchange
+from hyperep_torch.modules import wrap_forward
+from hyperep_torch.opened import divide_gradients
 from hyperep_torch.styles import ExpertParallel
 from hyperep_torch.transformers.find import StockExperts, find_experts
+from hyperep_torch.transformers.forms import Declared
 from hyperep_torch.transformers.kernels import EXPERTS_IMPLEMENTATION
 
 __all__ = ["Gradients", "expert_parallelize"]
@@ -70,30 +71,27 @@ def expert_parallelize(
                 f"number of ranks that divides {experts.num_experts}"
             )
     for experts in found:
-        _spread(experts, style, mesh, ranks, experts_implementation)
+        _spread(experts, experts.form.style(exchange, levels), mesh, ranks, experts_implementation)
         if gradients == "mean":
-            for parameter in experts.module.parameters():
-                parameter.register_hook(functools.partial(_divided, ranks))
-            experts.module.hyperep_gradients_divided_by = ranks
+            divide_gradients(experts.module, ranks)
     _hide_from_ddp(model, found)
     return model
 
 
 def _spread(experts: StockExperts, style: ExpertParallel, mesh: Any, ranks: int, implementation: str | None) -> None:
-    module = experts.module
-    # Called with rows, because their number is known at the end of the exchange and would be read again else.
-    by_rows = experts.grouped and implementation == EXPERTS_IMPLEMENTATION
-    module.takes = ("tokens", "rows") if by_rows else "tokens"
+    module, form = experts.module, experts.form
+    form.prepare(module, experts.block)
+    # With rows, where they can be taken, because their number is known where the exchange ends.
+    declared = isinstance(form, Declared)
+    module.takes = "tokens" if declared and implementation != EXPERTS_IMPLEMENTATION else form.takes
     style.apply(module, mesh)
+    if (wrapper := form.around(experts.num_experts)) is not None:
+        wrap_forward(module, wrapper)
     # What their own forward, and transformers' other implementations, go by.
     module.num_experts = experts.num_experts // ranks
     module._is_expert_parallel = True
-    if experts.grouped and implementation is not None:
+    if declared and implementation is not None:
         module.config._experts_implementation = implementation
-
-
-def _divided(ranks: int, gradient: torch.Tensor) -> torch.Tensor:
-    return gradient / ranks
 
 
 def _hide_from_ddp(model: nn.Module, found: Sequence[StockExperts]) -> None:

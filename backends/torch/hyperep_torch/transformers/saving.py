@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from hyperep_torch.transformers.forms import SAVED_AS
+
 __all__ = ["full_state_dict", "save_pretrained"]
 
 
@@ -21,9 +23,16 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
     whole: dict[str, Any] = {}
+    saved_as = {
+        f"{path}.{name}": shaped
+        for path, module in model.named_modules()
+        for name, shaped in getattr(module, SAVED_AS, {}).items()
+    }
     for name, value in model.state_dict().items():
         if isinstance(value, DTensor):
             value = value.full_tensor()
+        if name in saved_as:
+            value = saved_as[name](value)
         if first:
             whole[name] = value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
     return whole

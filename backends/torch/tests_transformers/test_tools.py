@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock models with their experts spread, and what transformers, accelerate and peft do with them."""
+
+import cases
+import numpy as np
+import pytest
+import torch
+
+MODEL = "qwen3_moe"
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "gpt_oss"])
+def test_inside_transformers(two, model, tmp_path):
+    two.run(cases.through_transformers, model, str(tmp_path))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(two, reentrant):
+    two.run(cases.recomputed, MODEL, reentrant)
+
+
+def test_prompts_of_different_lengths(two):
+    two.run(cases.generated, MODEL)
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "gpt_oss", "mixtral", "dbrx", "jetmoe", "llama4_text", "longcat_flash"])
+def test_stock_transformers_reads_what_is_saved(two, model, tmp_path):
+    two.run(cases.saved_and_loaded, model, str(tmp_path))
+
+
+def test_hyperep_fully_shard(four):
+    four.run(cases.fully_sharded, MODEL)
+
+
+def test_lora_beside_spread_experts(two, tmp_path):
+    two.run(cases.with_lora, MODEL, str(tmp_path))
+
+
+def test_resume_at_another_number_of_ranks(two, four, tmp_path):
+    """Two steps at two ranks and two at four are four steps at two; both halves of the ranks have the same data."""
+    two.run(cases.trained, MODEL, str(tmp_path / "checkpoint"))
+    for ranks, name in ((two, "two"), (four, "four")):
+        ranks.run(cases.resumed, MODEL, str(tmp_path / "checkpoint"), str(tmp_path / name))
+    found, expected = (torch.load(tmp_path / name) for name in ("four", "two"))
+    assert found.keys() == expected.keys()
+    assert max(cases.relative(found[key], expected[key]) for key in expected) < 1e-4
+
+
+CASES = {
+    "clipping": ({"max_grad_norm": 0.5}, 1e-4),
+    "no clipping": ({"max_grad_norm": 0.0}, 1e-4),
+    "bfloat16": ({"max_grad_norm": 0.5, "bf16": True}, 0.1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trainer(two, case, tmp_path):
+    """Its steps, with accumulation, are those that it makes with the whole model; so are its losses and norms."""
+    settings, tolerance = CASES[case]
+    whole, spread = (two.run(cases.by_trainer, MODEL, str(tmp_path), kind, settings)[0] for kind in (False, True))
+    np.testing.assert_allclose(spread["losses"], whole["losses"], rtol=tolerance)
+    np.testing.assert_allclose(spread["norms"], whole["norms"], rtol=tolerance)
+    assert spread["weights"].keys() == whole["weights"].keys()
+    for key, expected in whole["weights"].items():
+        assert np.abs(spread["weights"][key] - expected).max() <= tolerance * np.abs(expected).max(), key
+
