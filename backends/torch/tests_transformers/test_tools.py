@@ -63,4 +63,3 @@ def test_trainer(two, case, tmp_path):
     assert spread["weights"].keys() == whole["weights"].keys()
     for key, expected in whole["weights"].items():
         assert np.abs(spread["weights"][key] - expected).max() <= tolerance * np.abs(expected).max(), key
-

@@ -49,8 +49,8 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
             f"{type(model).__name__} has experts of a form that is not known here, {told}"
             + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
             + ". Known are modules whose parameters all have the expert in dim 0 and that are called as "
-            "experts(hidden_states, top_k_index, top_k_weights); make yours one, or apply hyperep_torch.ExpertParallel to "
-            "a module of your own"
+            "experts(hidden_states, top_k_index, top_k_weights); make yours one, or apply "
+            "hyperep_torch.ExpertParallel to a module of your own"
         )
     if not found:
         raise ValueError(

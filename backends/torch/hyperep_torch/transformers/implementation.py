@@ -61,7 +61,9 @@ class HyperepEP(EPImplementation):
         # Gradients of tokens that others sent come from them.
         tokens, weights = platform.copy_to_group(tokens, group), platform.copy_to_group(weights, group)
         done = self._routed(tokens[mine], indices[mine], weights[mine])
-        whole = torch.cat([done.new_zeros((mine.start, done.shape[1])), done, done.new_zeros((count - mine.stop, done.shape[1]))])
+        whole = torch.cat(
+            [done.new_zeros((mine.start, done.shape[1])), done, done.new_zeros((count - mine.stop, done.shape[1]))]
+        )
         return platform.reduce_from_group(whole, group)
 
 

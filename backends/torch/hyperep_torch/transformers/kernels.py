@@ -82,9 +82,7 @@ def _gate(m: Any) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     return getattr(type(m), "_apply_gate", _default_apply_gate)
 
 
-def _linear(
-    m: Any, name: str, rows: torch.Tensor, sizes: torch.Tensor, owners: torch.Tensor | None
-) -> torch.Tensor:
+def _linear(m: Any, name: str, rows: torch.Tensor, sizes: torch.Tensor, owners: torch.Tensor | None) -> torch.Tensor:
     weight = getattr(m, name)
     out = grouped_matmul(rows, weight.transpose(1, 2) if m.is_transposed else weight, sizes)
     return out if owners is None else out + getattr(m, name + "_bias").index_select(0, owners)

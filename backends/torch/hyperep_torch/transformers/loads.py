@@ -53,9 +53,7 @@ def load_report(model: nn.Module) -> Iterator[list[LayerLoad]]:
     counted: dict[str, torch.Tensor] = {}
     layers = find_experts(model)
     loads: list[LayerLoad] = []
-    handles = []
-    for layer in layers:
-        handles.append(layer.module.register_forward_pre_hook(functools.partial(_count, counted, layer)))
+    handles = [layer.module.register_forward_pre_hook(functools.partial(_count, counted, layer)) for layer in layers]
     try:
         yield loads
     finally:

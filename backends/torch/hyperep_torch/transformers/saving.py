@@ -39,7 +39,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def save_pretrained(model: Any, directory: str | os.PathLike[str], **kwargs: Any) -> None:
-    """transformers' ``model.save_pretrained`` for a model whose experts are spread: rank 0 writes whole weights.
+    """Transformers' ``model.save_pretrained`` for a model whose experts are spread: rank 0 writes whole weights.
 
     Collective over all ranks, and over when the files are written. Stock ``from_pretrained`` reads them.
 
