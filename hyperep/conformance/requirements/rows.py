@@ -206,6 +206,74 @@ def sum_rows_no_row(case: Case) -> None:
 
 
 @requirement(
+    "SUM-rows-strided",
+    "Rows, index, weights and cotangents of sum_rows may be transposed views, and a cotangent an expanded one.",
+    port=PORT,
+    capabilities=_PERMUTE_GRAD,
+    needs=("SUM-rows-no-row",),
+)
+def sum_rows_strided(case: Case) -> None:
+    tokens, top_k, rows, xp = 4, 3, 9, case.xp
+    inverse = case.rng(1).permutation(tokens * top_k)[:rows]
+    index = np.full(tokens * top_k, rows)
+    index[inverse] = np.arange(rows)
+    numbers = xp.permute_dims(case.tensor(np.ascontiguousarray(index.reshape(tokens, top_k).T)), (1, 0))
+    x, w, g = (case.normal(shape, n) for n, shape in enumerate(((3, rows), (top_k, tokens), (3, tokens))))
+    where = case.tensor(inverse)
+
+    def sums(*given: Any) -> Any:
+        x, *w = (xp.permute_dims(of, (1, 0)) for of in given)
+        return xp.permute_dims(case.platform.sum_rows(x, numbers, where, *w), (1, 0))
+
+    for weighted in (True, False):
+        case.note(weighted=weighted)
+        weights = np.where(index < rows, w.T.ravel() if weighted else 1, 0)[:, None].astype(np.float32)
+        terms = np.zeros((tokens * top_k, 3), np.float32)
+        terms[inverse] = x.T
+        primals = [x, w] if weighted else [x]
+        out, gradients = case.gradients(sums, primals, g)
+        case.close(out.T, (weights * terms).reshape(tokens, top_k, 3).sum(axis=1), "sums")
+        spread = np.repeat(g.T, top_k, axis=0)
+        case.close(gradients[0].T, (weights * spread)[inverse], "gradient of the rows")
+        # The cotangent of a sum is one number, seen in every place.
+        _, of_sum = case.gradients(lambda *given: xp.sum(sums(*given)), primals, np.array(2, np.float32))
+        case.close(of_sum[0].T, np.repeat(2 * weights[inverse], 3, axis=1), "gradient of the rows of a sum")
+        if weighted:
+            for what, got, of in (("weights", gradients[1], spread), ("weights of a sum", of_sum[1], 2)):
+                want = (terms * of).sum(axis=1).reshape(tokens, top_k)
+                case.close(got.T, want, f"gradient of the {what}")
+
+
+@requirement(
+    "SUM-rows-float64",
+    "sum_rows in float64 loses nothing: rows, weights, sums and both gradients.",
+    port=PORT,
+    level=Level.OPTIONAL,
+    capabilities=(*_PERMUTE_GRAD, Capability.FLOAT64),
+    needs=("SUM-rows-no-row",),
+)
+def sum_rows_float64(case: Case) -> None:
+    # The third term has no row. What float32 would round away is all that is left of the two others.
+    fine = 2.0**-40
+    x, w = np.array([[1 + fine, 3], [-1, -3]]), np.array([[1, 1, 5.0]])
+    index, inverse = case.tensor(np.array([[0, 1, 2]])), case.tensor(np.arange(2))
+    one = np.ones((1, 2))
+    out, (grad_x, grad_w) = case.gradients(
+        lambda x, w: case.platform.sum_rows(x, index, inverse, w), [x, w], one + fine
+    )
+    case.equal(out, np.array([[fine, 0]]), "sums")
+    case.equal(grad_x, np.ones((2, 2)) + fine, "gradient of the rows")
+    case.equal(grad_w, np.array([[(x[0] * (1 + fine)).sum(), (x[1] * (1 + fine)).sum(), 0]]), "gradient of the weights")
+    coarse = case.tensor(np.array([[1.0, 3], [-1, -3]]))
+    out, _ = case.gradients(
+        lambda w: case.platform.sum_rows(coarse, index, inverse, w), [np.array([[1 + fine, 1, 5]])], one
+    )
+    case.equal(out, np.array([[fine, 3 * fine]]), "sums with fine weights")
+    out, _ = case.gradients(lambda x: case.platform.sum_rows(x, index, inverse), [x], one)
+    case.equal(out, np.array([[fine, 0]]), "sums without weights")
+
+
+@requirement(
     "SUM-rows-bfloat16",
     "sum_rows of bfloat16 rows adds in float32 at least: eight small terms beside a large one are not lost.",
     port=PORT,

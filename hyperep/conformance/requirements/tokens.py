@@ -7,6 +7,8 @@ Expert ``e`` multiplies by ``e + 1``, and data are small integers: everything is
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -209,6 +211,66 @@ def frozen(case: Case) -> None:
             out, (gradient,) = case.gradients(lambda w: experts(x, numbers, w), [w], data.cotangents[me])
         case.equal(out, want["output"], "sums of the tokens")
         case.equal(gradient, want[wanted], f"gradient of the {wanted}")
+
+
+@requirement(
+    "TOKENS-zero-cotangent",
+    "A cotangent of zeros on one rank takes part in backward as any other: the gradients of the other ranks are whole.",
+    port=PORT,
+    capabilities=_BOTH_WAYS,
+    needs=("TOKENS-random",),
+)
+def zero_cotangent(case: Case) -> None:
+    for idle in range(case.ranks):
+        case.note(idle=idle)
+        data = _Tokens.of(case, "random")
+        data.cotangents[idle] = np.zeros_like(data.cotangents[idle])
+        _agree(case, data, over_ranks(_multiplying(case), _mesh(case), data.experts))
+
+
+@requirement(
+    "TOKENS-many",
+    "Two thousand wide tokens of each rank that all go to one rank are as right as a few.",
+    port=PORT,
+    level=Level.STRESS,
+    capabilities=_BOTH_WAYS,
+    needs=("TOKENS-hot-rank",),
+)
+def many(case: Case) -> None:
+    data = _Tokens.of(case, "hot-rank")
+    count, width = 2000, 10 * _DIM
+
+    def tiled(arrays: list[np.ndarray], columns: int) -> list[np.ndarray]:
+        return [np.tile(a, (count // len(a), columns // a.shape[1])) for a in arrays]
+
+    indices, weights = (tiled(of, TOP_K) for of in (data.indices, data.weights))
+    wide = _Tokens(data.experts, indices, tiled(data.tokens, width), weights, tiled(data.cotangents, width))
+    case.notes.clear()  # nobody reads thousands of indices
+    case.note(tokens=[len(i) for i in indices], width=width)
+    _agree(case, wide, over_ranks(_multiplying(case), _mesh(case), data.experts))
+
+
+@requirement(
+    "TOKENS-memory",
+    "Nothing of an exchange outlives its graph: contexts are freed when output and pullback are dropped.",
+    port=PORT,
+    capabilities=_BOTH_WAYS,
+    needs=("TOKENS-random", "CUSTOM-freed"),
+)
+def memory(case: Case) -> None:
+    data, mesh, me = _Tokens.of(case, "random"), _mesh(case), case.rank
+    contexts: list[weakref.ref[Any]] = []
+
+    def layer(x: Any, numbers: Any, w: Any) -> Any:
+        *arrived, context = dispatch_tokens(x, numbers, w, mesh, num_experts=data.experts)
+        contexts.append(weakref.ref(context))
+        return combine_tokens(_multiplying(case)(*arrived), context)
+
+    _agree(case, data, layer)
+    layer(*(case.tensor(of[me]) for of in (data.tokens, data.indices, data.weights)))
+    gc.collect()
+    alive = [number for number, context in enumerate(contexts) if context() is not None]
+    case.is_true(not alive, f"the contexts of calls {alive} of {len(contexts)} are still alive")
 
 
 @requirement(
