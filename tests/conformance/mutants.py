@@ -583,6 +583,35 @@ class NoRowGivesItsWeightAGradient(LoopbackPlatform):
         return super().sum_rows(x, index, inverse, weights)
 
 
+@mutant("SUM-rows-strided")
+class IndexByMemory(LoopbackPlatform):
+    """A kernel walks the index as it lies in memory, which for a transposed one is another order."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        return super().sum_rows(x, index.ravel(order="K").reshape(index.shape), inverse, weights)
+
+
+@mutant("SUM-rows-strided", says="gradient of the rows")
+class CotangentOfSumsByMemory(LoopbackPlatform):
+    def sum_rows(self, x, index, inverse, weights=None):
+        taken = self.custom_vjp(
+            lambda x: (x + 0, ()), lambda r, c, needed: (c[0].ravel(order="K").reshape(c[0].shape),)
+        )
+        return taken(super().sum_rows(x, index, inverse, weights))
+
+
+@mutant("SUM-rows-float64")
+class SumsInFloat32(LoopbackPlatform):
+    """In float32 at least was read as in float32."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        if str(x.dtype) != "float64":
+            return super().sum_rows(x, index, inverse, weights)
+        narrow = (None if w is None else self.xp.astype(w, np.float32) for w in (x, weights))
+        x, weights = narrow
+        return self.xp.astype(super().sum_rows(x, index, inverse, weights), np.float64)
+
+
 # --------------------------------------------------------------------------------------------- exchange of tokens
 @mutant("TOKENS-layout", says="numbers")
 class MetadataOfTheWrongRank(LoopbackPlatform):
@@ -757,6 +786,48 @@ class SumsByMemory(LoopbackPlatform):
         return change
 
     core: ClassVar = {"hyperep.exchange.routed:combine_tokens": by_memory}
+
+
+@mutant("TOKENS-zero-cotangent")
+class NothingToSendBack(LoopbackPlatform):
+    """A rank whose cotangent is zero does not take part in backward."""
+
+    @staticmethod
+    def spared(combine):
+        def change(sums, context):
+            out, back = context.platform.vjp(lambda sums: combine(sums, context), _value(sums))
+
+            def backward(residuals, cotangents, needed):
+                return back(cotangents[0]) if cotangents[0].any() else (np.zeros_like(_value(sums)),)
+
+            return context.platform.custom_vjp(lambda x: (out, ()), backward)(sums)
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.routed:combine_tokens": spared}
+
+
+@mutant("TOKENS-many")
+class RowsBeyondATile(LoopbackPlatform):
+    """What does not fit into a tile of 1024 sums is left as it was."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        out = super().sum_rows(x, index, inverse, weights)
+        return out * (np.arange(len(index)) < 1024)[:, None].astype(np.float32) if len(index) > 1024 else out
+
+
+@mutant("TOKENS-memory", says="alive")
+class ContextsKept(LoopbackPlatform):
+    @staticmethod
+    def kept(dispatch):
+        def change(*args, **options):
+            found = dispatch(*args, **options)
+            found[-1].platform.__dict__.setdefault("contexts", []).append(found[-1])
+            return found
+
+        return change
+
+    core: ClassVar = {"hyperep.conformance.requirements.tokens:dispatch_tokens": kept}
 
 
 @mutant("TOKENS-interleaved")
