@@ -21,7 +21,7 @@ from hyperep.mesh import DeviceMesh
 __all__ = ["require_agreement"]
 
 
-def require_agreement(mesh: DeviceMesh, call: str, said: Sequence[str]) -> None:
+def require_agreement(mesh: DeviceMesh, call: str, said: Sequence[str], noted: bytes = b"") -> int | None:
     """Check that all ranks of *mesh* say the same; the same outcome on all of them. Collective over the mesh.
 
     Ranks compare digests, which have one size whatever they say; only if these differ do they tell each other what it
@@ -31,15 +31,21 @@ def require_agreement(mesh: DeviceMesh, call: str, said: Sequence[str]) -> None:
         mesh: of any number of dimensions.
         call: which call it is, as the error names it.
         said: what was given to this rank, in parts, of which the error shows the first that differs.
+        noted: what may differ, but is compared as well, since it costs no more.
+
+    Returns:
+        The first rank that noted something else than the first rank; ``None`` if there is none.
 
     Raises:
         ValueError: on all ranks, with the first rank that says something else than the first rank.
     """
     text = json.dumps(list(said))
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.int64)
-    if (_gathered(mesh, digest) == digest).all():
+    digest = np.concatenate([_digest(text.encode()), _digest(noted)])  # [8]
+    digests = _gathered(mesh, digest)  # [R, 8]
+    if (digests[:, :4] == digest[:4]).all():
         # Whoever sees a digest that is not its own sees that ranks differ; and then all of them do.
-        return
+        others = mesh.ranks.ravel()[(digests[:, 4:] != digests[0, 4:]).any(axis=1)]
+        return int(others[0]) if len(others) else None
     encoded = text.encode()
     length = int(_gathered(mesh, np.array([len(encoded)])).max())
     padded = encoded.ljust(-(-length // 8) * 8)
@@ -53,6 +59,11 @@ def require_agreement(mesh: DeviceMesh, call: str, said: Sequence[str]) -> None:
         f"{call}: rank {ranks[position]} has {here}, but rank {ranks[0]} has {there}; "
         "give the same on all ranks of the mesh"
     )
+
+
+def _digest(content: bytes) -> np.ndarray:
+    """Int64 ``[4]``."""
+    return np.frombuffer(hashlib.sha256(content).digest(), dtype=np.int64)
 
 
 def _gathered(mesh: DeviceMesh, values: np.ndarray) -> np.ndarray:

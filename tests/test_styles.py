@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What styles leave as it is, and what users may change in them, on loopback."""
 
+import warnings
+
 import pytest
 import style_cases
 
 from hyperep.loopback import run
+from hyperep.styles import UnlikeWeights
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -82,3 +85,15 @@ def test_identity(case, ranks):
 
 def test_whole_parameters_that_live_on_are_told():
     run(style_cases.whole_parameters_that_live_on_are_told, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("seeds", style_cases.SEEDS)
+def test_weights_that_ranks_made_differently_are_told(seeds, ranks):
+    if ranks == 1 and seeds not in style_cases.ALIKE:
+        return  # a rank that is alone agrees with itself
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UnlikeWeights)
+        run(lambda platform: style_cases.a_style_on_a_layer_of_seeds(platform, seeds), ranks)
+    told = [str(w.message) for w in seen if w.category is UnlikeWeights]
+    style_cases.require_told(told, seeds, times=ranks)

@@ -12,6 +12,7 @@ rank's loss is a mean over its own tokens, and data parallelism averages the rep
 then divide the experts' gradients by ``R`` too.
 """
 
+from hyperep.styles.checks import UnlikeWeights
 from hyperep.styles.expert import ExpertParallel
 from hyperep.styles.expert_base import BaseExpertParallel
 from hyperep.styles.expert_tensor import ExpertTensorParallel
@@ -30,5 +31,6 @@ __all__ = [
     "RowwiseParallel",
     "StaleParameters",
     "TensorParallel",
+    "UnlikeWeights",
     "parallelize_module",
 ]

@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module, Parameter
 
-__all__ = ["require_alike", "require_experts", "require_mesh", "require_whole"]
+__all__ = ["UnlikeWeights", "require_alike", "require_experts", "require_mesh", "require_whole"]
+
+_SAMPLE = 16
+"""Numbers of each parameter that ranks compare: enough to tell draws apart, and nothing to copy to the host."""
+
+
+class UnlikeWeights(UserWarning):
+    """Ranks made a module with different weights, and what no style splits stays different."""
 
 
 def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
@@ -33,13 +43,42 @@ def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> Device
 def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> None:
     """Check that all ranks apply one style to modules of one form, before anything is checked on each rank alone.
 
+    Ranks that drew other weights are told so by a warning, on all of them. The shards are parts of the first rank's, so
+    what is split is right; but whoever made these weights differently made a router that no style touches so too.
+
     Raises:
         ValueError: on all ranks, if parameters or buffers have other names, shapes or dtypes on one.
     """
     platform = mesh.platform
-    tensors = [*platform.parameters(module).items(), *platform.buffers(module).items()]
+    parameters = platform.parameters(module)
+    tensors = [*parameters.items(), *platform.buffers(module).items()]
     form = [f"{name!r}, {tensor.dtype} of shape {tuple(tensor.shape)}" for name, tensor in tensors]
-    require_agreement(mesh, style, (style, *settings, *form))
+    sample = _sample(parameters, mesh) if mesh.size() > 1 else b""
+    other = require_agreement(mesh, style, (style, *settings, *form), sample)
+    if other is not None:
+        warnings.warn(
+            UnlikeWeights(
+                f"{style}: rank {other} has other weights than rank {int(mesh.ranks.flat[0])}, whose parts all ranks "
+                "get now. What is not split, such as a router, stays different on each rank unless it is broadcast or "
+                "loaded. Make the same modules in the same order on all ranks, or give each its seed"
+            ),
+            stacklevel=4,
+        )
+
+
+def _sample(parameters: Mapping[str, Parameter], mesh: DeviceMesh) -> bytes:
+    """The first numbers of each parameter that is whole and has values."""
+    platform = mesh.platform
+    whole = [platform.local(p) for p in parameters.values() if platform.sharding(p) is None]
+    # A tensor that is nowhere yet (as on PyTorch's meta device) is on no device of the platform.
+    rows = [x for x in whole if platform.is_tensor(x) and len(x.shape) and 0 not in tuple(x.shape)]
+    if not rows:
+        return b""
+    for i, row in enumerate(rows):
+        while len(row.shape) > 1:
+            row = row[0]
+        rows[i] = platform.stop_gradient(row[:_SAMPLE])
+    return b"".join(np.ascontiguousarray(row).tobytes() for row in platform.to_host(*rows))
 
 
 def require_experts(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> int:

@@ -11,6 +11,7 @@ import pytest
 from measure import fill_weights, relative, rows
 
 import hyperep
+import hyperep.moe
 from hyperep.styles.expert import ExpertParallel
 
 EXPERTS, DIM = 4, 4
@@ -460,3 +461,32 @@ def whole_parameters_that_live_on_are_told(platform):
             "'weight': shards have taken the place" in told[0] and "then make the optimizer" in told[0]
         )
         assert len(held) == holds
+
+
+SEEDS = {
+    "none": (lambda rank: None, None),
+    "none, and a module more before on rank 1": (lambda rank: None, 1),
+    "one for all": (lambda rank: 7, None),
+    "one for each": (lambda rank: rank, None),
+}
+"""Of a layer by rank, and which rank made another one before."""
+ALIKE = ("none", "one for all")
+
+
+def a_style_on_a_layer_of_seeds(platform, seeds):
+    """Split the experts of a layer; the router, which nobody splits, is alike on all ranks where the seeds are."""
+    seed, odd = SEEDS[seeds]
+    if platform.rank == odd:
+        hyperep.moe.Linear(platform, 4, 4)
+    layer = hyperep.moe.MoE(platform, 8, 4, 4, 2, seed=seed(platform.rank))
+    hyperep.ExpertParallel().apply(platform.named_modules(layer)["experts"], _mesh_of(platform, "ep"))
+    gate = platform.local(platform.parameters(layer)["router.gate"])
+    own, everyone = platform.to_host(gate, platform.all_gather(platform.stop_gradient(gate)))
+    assert np.array_equal(everyone, np.tile(own, (platform.world_size, 1))) == (seeds in ALIKE)
+
+
+def require_told(messages, seeds, times=1):
+    """Check the warnings of a split of a layer of *seeds*."""
+    assert len(messages) == (0 if seeds in ALIKE else times), messages
+    wanted = "ExpertParallel: rank 1 has other weights than rank 0, whose parts all ranks get now. What is not split"
+    assert all(message.startswith(wanted) for message in messages)

@@ -137,6 +137,41 @@ def test_whole_parameters_that_live_on_are_told(platform):
     style_cases.whole_parameters_that_live_on_are_told(platform)
 
 
+def _told_of_seeds(platform, seeds):
+    import warnings
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        style_cases.a_style_on_a_layer_of_seeds(platform, seeds)
+    style_cases.require_told([str(w.message) for w in seen], seeds)
+
+
+@pytest.mark.parametrize("seeds", ["one for all", "one for each"])
+def test_weights_that_ranks_made_differently_are_told(two, seeds):
+    two.run(_told_of_seeds, seeds)
+
+
+def test_weights_that_are_nowhere_yet_are_not_compared(two):
+    two.run(_on_meta)
+
+
+def _on_meta(platform):
+    import warnings
+
+    import hyperep_torch
+    import torch
+
+    import hyperep
+
+    mesh = hyperep.init_device_mesh(platform, (2,), ("ep",))
+    with torch.device("meta"):
+        layer = hyperep_torch.MoE(8, 4, 4, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hyperep.ExpertParallel().apply(layer.experts, mesh)
+    assert layer.experts.w1.is_meta
+
+
 def test_an_optimizer_made_before_is_told(platform):
     import torch
 
