@@ -90,8 +90,8 @@ def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A random model of the architecture *name*, in float32: the same for each seed."""
     of = CONFIG_MAPPING[name]
     known = {*of().to_dict(), *getattr(of, "attribute_map", {})}
-    small = {key: value for key, value in {**_SMALL, **ARCHITECTURES[name]}.items() if key in known}
-    config = of(**{key: value for key, value in small.items() if value is not None}, **changes)
+    small = {key: value for key, value in {**_SMALL, **ARCHITECTURES[name], **changes}.items() if key in known}
+    config = of(**{key: value for key, value in small.items() if value is not None})
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)

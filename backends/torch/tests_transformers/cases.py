@@ -327,3 +327,13 @@ def by_trainer(platform: Any, name: str, directory: str, spread: bool, settings:
         "losses": [entry["loss"] for entry in history],
         "norms": [float(entry["grad_norm"]) for entry in history],
     }
+
+
+def not_divisible(platform: Any) -> None:
+    """Refused with the name and the rule, before anything is changed."""
+    model = build("qwen3_moe", num_experts=7, num_local_experts=7)
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.experts' has 7 experts, which 2 ranks do not divide"):
+        hep.expert_parallelize(model, ep_mesh())
+    assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    with pytest.raises(ValueError, match=r"gradients='average': choose 'mean' or 'sum'"):
+        hep.expert_parallelize(model, ep_mesh(), gradients="average")
