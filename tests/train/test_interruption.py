@@ -17,6 +17,8 @@ SMALL = ["--dim", "16", "--heads", "2", "--experts", "4", "--seq-len", "16", "--
 @pytest.fixture
 def running(text, tmp_path):
     """A command that trains, and has done some steps."""
+    # A process in the background inherits that some signals are ignored, and leaves it so, as does what it starts.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hyperep", "train", *SMALL, "--platform", "loopback", "--ranks", "2"]
     process = subprocess.Popen(
@@ -26,6 +28,8 @@ def running(text, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
+    for number, handler in before.items():
+        signal.signal(number, handler)
     end = time.monotonic() + 120
     while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > 2):
         assert process.poll() is None, process.communicate()

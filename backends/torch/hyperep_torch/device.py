@@ -42,6 +42,19 @@ class DeviceKind:
         """Whether a device of this kind answers."""
         return bool(self.module.is_available())
 
+    def require(self, ranks: int) -> None:
+        """Check that this machine has a device for each of *ranks* ranks.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        count = self.module.device_count() if self.is_accelerator else ranks
+        if ranks > count:
+            raise ValueError(
+                f"local rank {ranks - 1} has no {self.type} device of its own: this machine has {count}; launch at "
+                f"most {count} ranks here, or choose device='cpu' (HYPEREP_TORCH_DEVICE=cpu)"
+            )
+
     def bind(self, local_rank: int | None) -> torch.device:
         """Make device number *local_rank* (the current one for ``None``) this process's device, and return it.
 
@@ -50,13 +63,8 @@ class DeviceKind:
         """
         if not self.is_accelerator:
             return torch.device(self.type)
-        count = self.module.device_count()
         index = self.module.current_device() if local_rank is None else local_rank
-        if index >= count:
-            raise ValueError(
-                f"local rank {index} has no {self.type} device of its own: this machine has {count}; launch at most "
-                f"{count} ranks here, or choose device='cpu' (HYPEREP_TORCH_DEVICE=cpu)"
-            )
+        self.require(index + 1)
         self.module.set_device(index)
         return torch.device(self.type, index)
 

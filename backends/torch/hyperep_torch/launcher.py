@@ -24,7 +24,13 @@ class TorchLauncher(Launcher):
         """Whether torchrun, or what speaks like it, or srun or mpirun started this process as one of several."""
         return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or task_of(os.environ) is not None
 
-    def plan(self, ranks: int) -> LaunchPlan:  # noqa: D102
+    def plan(self, ranks: int) -> LaunchPlan:
+        """One process a rank.
+
+        Raises:
+            ValueError: the environment asks for devices that are not there, or not as many.
+        """
+        _require_devices(os.environ.get("HYPEREP_TORCH_DEVICE"), ranks)
         shared = {
             "WORLD_SIZE": str(ranks),
             "LOCAL_WORLD_SIZE": str(ranks),
@@ -45,6 +51,14 @@ class TorchLauncher(Launcher):
 
         keep_memory()
         return super().host(process, function, platform_name)
+
+
+def _require_devices(requested: str | None, ranks: int) -> None:
+    """Say what each rank would say, before any of them is started."""
+    if requested:
+        from hyperep_torch.device import choose_kind
+
+        choose_kind(requested).require(ranks)
 
 
 launcher = TorchLauncher()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hyperep_torch.launcher import launcher
 
 from hyperep.launch import run_on_ranks
@@ -111,6 +112,23 @@ def test_a_plan_describes_a_world_that_torch_can_join():
     assert {e["WORLD_SIZE"] for e in environments} == {"3"}
     assert not any("MASTER_ADDR" in e for e in environments), "they meet by a file"
     assert plan.auxiliaries == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "message"),
+    [
+        ("cuda", 0, "device='cuda' was asked for, but PyTorch sees no such device"),
+        ("cuda", 2, "local rank 2 has no cuda device of its own: this machine has 2; launch at most 2 ranks here"),
+        ("tpu", 0, r"device='tpu' is unknown here; choose one of \['cuda', 'cpu'\]"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_any_rank_starts(asked, there, message, monkeypatch):
+    monkeypatch.setenv("HYPEREP_TORCH_DEVICE", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a rank was started"))
+    with pytest.raises(ValueError, match=message):
+        run("total", {"number": 3}, 3)
 
 
 def test_joined_inside_a_launch_only(monkeypatch):
