@@ -337,3 +337,31 @@ def not_divisible(platform: Any) -> None:
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
     with pytest.raises(ValueError, match=r"gradients='average': choose 'mean' or 'sum'"):
         hep.expert_parallelize(model, ep_mesh(), gradients="average")
+
+
+def shared_batch(platform: Any, name: str, directory: str) -> None:
+    """The first door where tensor parallelism splits the rest: all ranks have one batch, and each sends its part."""
+    reference = build(name)
+    reference.config._experts_implementation = "eager"
+    if platform.rank == 0:
+        reference.save_pretrained(directory)
+    dist.barrier()
+    ranks = platform.world_size
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation=hep.EXPERTS_IMPLEMENTATION,
+        distributed_config=DistributedConfig(tp_size=ranks, ep_size=ranks, ep_implementation="hyperep"),
+    ).eval()
+    ids = batch(0, tokens=11)  # 22 tokens, of which no rank's part is a whole sequence
+    out, expected = model(input_ids=ids, labels=ids), reference(input_ids=ids, labels=ids)
+    assert relative(whole(out.logits), expected.logits) < TOLERANCE
+    out.loss.backward()
+    expected.loss.backward()
+    compared = 0
+    for (key, found), (_, wanted) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        if found.grad is not None and wanted.grad.abs().max() > 1e-7:
+            assert relative(whole(found.grad), wanted.grad) < TOLERANCE, key
+            compared += "experts" in key or "mlp.gate" in key
+    assert compared == 6

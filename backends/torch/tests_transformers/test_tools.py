@@ -63,3 +63,7 @@ def test_trainer(two, case, tmp_path):
     assert spread["weights"].keys() == whole["weights"].keys()
     for key, expected in whole["weights"].items():
         assert np.abs(spread["weights"][key] - expected).max() <= tolerance * np.abs(expected).max(), key
+
+
+def test_inside_transformers_beside_tensor_parallelism(two, tmp_path):
+    two.run(cases.shared_batch, MODEL, str(tmp_path))
