@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,22 @@ from hyperep.bench.data import random
 from hyperep.bench.shapes import Shape
 from hyperep.mesh import DeviceMesh
 
-__all__ = ["Limit"]
+__all__ = ["Limit", "Operands"]
+
+
+class Operands(NamedTuple):
+    """What is multiplied. Those that are transposed lie so in memory: some frameworks copy a view first."""
+
+    x: Any
+    """``[N, D]``."""
+    hidden: Any
+    """``[N, H]``."""
+    weight: Any
+    """``[H, D]``."""
+    turned: Any
+    """``[D, H]``."""
+    hidden_turned: Any
+    """``[H, N]``."""
 
 
 class Limit:
@@ -32,11 +47,8 @@ class Limit:
         sizes = [(sum(self._rows[1]), shape.hidden)]
         if shape.shared:
             sizes.append((shape.tokens, shape.shared * shape.hidden))
-        self.products = [
-            tuple(self._random(size, shape.dtype) for size in ((rows, shape.dim), (rows, hidden), (hidden, shape.dim)))
-            for rows, hidden in sizes
-        ]
-        """Rows, hidden rows and a weight, for the routed experts and for the shared ones."""
+        self.products = [self._operands(rows, shape.dim, hidden, shape.dtype) for rows, hidden in sizes]
+        """For the routed experts and for the shared ones."""
 
     def tokens(self) -> list[Any]:
         """A token once to each rank that owns one of its experts, there and back, its choices with it; the products."""
@@ -57,13 +69,16 @@ class Limit:
         self._platform.all_to_all_single(data[1], sent, received, self._group)
 
     def _multiply(self) -> list[Any]:
-        xp, out = self._platform.xp, []
-        for x, hidden, weight in self.products:
-            turned, hidden_turned = xp.permute_dims(weight, (1, 0)), xp.permute_dims(hidden, (1, 0))
+        out = []
+        for of in self.products:
             for _ in ("w1", "w2", "w3"):
                 # Each weight: a product in forward, one for the rows' gradient and one for its own.
-                out = [x @ turned, hidden @ weight, hidden_turned @ x]
+                out = [of.x @ of.turned, of.hidden @ of.weight, of.hidden_turned @ of.x]
         return out
+
+    def _operands(self, rows: int, dim: int, hidden: int, dtype: str) -> Operands:
+        sizes = ((rows, dim), (rows, hidden), (hidden, dim), (dim, hidden), (hidden, rows))
+        return Operands(*(self._random(size, dtype) for size in sizes))
 
     def _both(self, splits: tuple[list[int], list[int]], width: int, dtype: str) -> tuple[Any, Any]:
         sent, received = (self._random((sum(of), width), dtype) for of in splits)

@@ -103,7 +103,7 @@ def test_shared_experts_count_in_the_layer_and_in_the_limit():
         mesh = init_device_mesh(platform, (1,), ("ep",))
         plain, shared = (Case(mesh, Shape(**{**vars(SMALL), "shared": shared})) for shared in (0, 2))
         difference = np.abs(shared.layer.forward() - plain.layer.forward()).max()
-        return difference, [hidden.shape for _, hidden, _ in shared.limit.products]
+        return difference, [of.hidden.shape for of in shared.limit.products]
 
     difference, hidden = on_ranks(on_rank, 1)[0]
     assert difference > 0.1
