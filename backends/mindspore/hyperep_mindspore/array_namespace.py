@@ -156,12 +156,11 @@ class ArrayNamespace:
             x1, x2 = ops.cast(x1, ms.float32), ops.cast(x2, ms.float32)  # there is no kernel for them
         return ops.searchsorted(x1, x2, right=side == "right")
 
-    @staticmethod
-    def take(x: Tensor, indices: Tensor, /, *, axis: int = 0) -> Tensor:
+    def take(self, x: Tensor, indices: Tensor, /, *, axis: int = 0) -> Tensor:
         """Gather along *axis* by non-negative one-dimensional *indices*."""
         shape = list(x.shape)
         shape[axis] = indices.shape[0]
-        return ops.gather(x, indices, axis) if math.prod(shape) else _empty(tuple(shape), x)
+        return self._kernels.take(x, indices, axis) if math.prod(shape) else _empty(tuple(shape), x)
 
     @staticmethod
     def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:

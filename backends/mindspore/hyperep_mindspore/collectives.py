@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, mint, ops
 
 from hyperep.platform.splits import row_splits
-from hyperep_mindspore import private_names
+from hyperep_mindspore import host, private_names
 from hyperep_mindspore.groups import Group
+from hyperep_mindspore.kernels import kernels_of
 
 __all__ = ["MindSporeWork", "all_gather", "all_reduce", "all_to_all_single", "broadcast", "reduce_scatter"]
 
@@ -62,54 +64,64 @@ def all_to_all_single(
         raise ValueError(
             f"input_splits={sent} and output_splits={received} differ at {group.rank}, what this rank sends to itself"
         )
-    x = _fresh(x)
     if group.size == 1:
+        x = kernels_of(device).copied(x)
         return MindSporeWork(lambda: x)
     if x.dtype == ms.bool_:
         work = all_to_all_single(ops.cast(x, ms.uint8), received, sent, group, device)
         return MindSporeWork(lambda: ops.cast(work.wait(), ms.bool_))
     if device == "cpu":
         return _exchange_pairs(x, received, sent, group)
+    x = kernels_of(device).copied(x)
     output = ops.zeros((sum(received), *x.shape[1:]), x.dtype)
     handle = mint.distributed.all_to_all_single(output, x, received, sent, group=group.name, async_op=True)
     return MindSporeWork(lambda: _waited(handle, output, x))
 
 
 def _exchange_pairs(x: Tensor, received: Sequence[int], sent: Sequence[int], group: Group) -> MindSporeWork:
-    """All-to-all by point-to-point messages: each rank begins with its successor, so that no rank is everybody's."""
+    """All-to-all by point-to-point messages: each rank begins with its successor, so that no rank is everybody's.
+
+    Messages arrive in their places in the result: each is a tensor of its own, because the operators send from, and
+    write to, the start of the storage, whatever the view.
+    """
+    dtype, rows = x.dtype, host.opened(x)
+    result = np.empty((sum(received), *x.shape[1:]), rows.dtype)
     if not math.prod(x.shape[1:]):
-        empty = ops.zeros((sum(received), *x.shape[1:]), x.dtype)
-        return MindSporeWork(lambda: empty)
-    starts = [sum(sent[:r]) for r in range(group.size)]
-    parts: dict[int, Tensor] = {group.rank: x[starts[group.rank] : starts[group.rank] + sent[group.rank]]}
-    handles, kept = [], [x]
+        return MindSporeWork(lambda: host.from_array(result, dtype))
+    here, there = _slices(sent), _slices(received)
+    handles, messages, places = [], [], []
     for step in range(1, group.size):
         peer = (group.rank + step) % group.size
         if sent[peer]:
-            # A copy: the operator sends from the start of the storage, whatever the view.
-            message = _fresh(x[starts[peer] : starts[peer] + sent[peer]])
-            handles.append(private_names.send(message, peer, group.name, 0))
-            kept.append(message)
+            messages.append(Tensor.from_numpy(rows[here[peer]].copy()))
+            handles.append(private_names.send(messages[-1], peer, group.name, 0))
     for step in range(1, group.size):
         peer = (group.rank - step) % group.size
         if received[peer]:
-            parts[peer] = ops.zeros((received[peer], *x.shape[1:]), x.dtype)
-            handles.append(private_names.receive(parts[peer], 0, peer, group.name))
+            places.append(Tensor.from_numpy(result[there[peer]]))
+            handles.append(private_names.receive(places[-1], 0, peer, group.name))
+    result[there[group.rank]] = rows[here[group.rank]]
 
     def finish() -> Tensor:
         for handle in handles:
             handle[1].wait()
-        kept.clear()
-        arrived = [parts[r] for r in range(group.size) if r in parts and parts[r].shape[0]]
-        return ops.cat(arrived, 0) if arrived else ops.zeros((0, *x.shape[1:]), x.dtype)
+        for place in places:
+            place.asnumpy()  # host sync here: nothing else says that what is in its memory has arrived
+        messages.clear()
+        return host.from_array(result, dtype)
 
     return MindSporeWork(finish)
+
+
+def _slices(splits: Sequence[int]) -> list[slice]:
+    stops = np.cumsum(splits).tolist()
+    return [slice(stop - n, stop) for n, stop in zip(splits, stops, strict=True)]
 
 
 @private_names.off_tape
 def all_gather(x: Tensor, group: Group, device: str) -> Tensor:
     """Rows of all ranks, in rank order."""
-    x = _fresh(x)
+    x = kernels_of(device).copied(x)
     if group.size == 1:
         return x
     if not x.size:
@@ -133,7 +145,7 @@ def reduce_scatter(x: Tensor, group: Group, device: str) -> Tensor:
         ValueError: the rows do not divide evenly.
     """
     rows = row_splits("reduce_scatter", None, group.size, x.shape[0])[0]
-    x = _fresh(x)
+    x = kernels_of(device).copied(x)
     if group.size == 1:
         return x
     if not x.size:
@@ -156,7 +168,7 @@ def all_reduce(x: Tensor, group: Group, op: str, device: str) -> Tensor:
     """
     if op not in _REDUCE_OPS:
         raise ValueError(f"all_reduce(op={op!r}): choose one of {sorted(_REDUCE_OPS)}")
-    output = _fresh(x)
+    output = kernels_of(device).copied(x)
     if group.size == 1 or not output.size:
         return output
     if device == "cpu" and x.dtype in (ms.bool_, ms.float64):
@@ -169,7 +181,7 @@ def all_reduce(x: Tensor, group: Group, op: str, device: str) -> Tensor:
 
 
 @private_names.off_tape
-def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
+def broadcast(x: Tensor, source: int, group: Group, device: str) -> Tensor:
     """The tensor of the group's rank *source*.
 
     Raises:
@@ -177,17 +189,13 @@ def broadcast(x: Tensor, source: int, group: Group) -> Tensor:
     """
     if not 0 <= source < group.size:
         raise ValueError(f"broadcast(source={source}): the group has ranks 0 to {group.size - 1}")
-    output = _fresh(x)
+    output = kernels_of(device).copied(x)
     if group.size == 1 or not output.size:
         return output
     if x.dtype == ms.bool_:
-        return ops.cast(broadcast(ops.cast(x, ms.uint8), source, group), ms.bool_)
+        return ops.cast(broadcast(ops.cast(x, ms.uint8), source, group, device), ms.bool_)
     mint.distributed.broadcast(output, group.ranks[source], group=group.name)
     return output
-
-
-def _fresh(x: Tensor) -> Tensor:
-    return x.contiguous().copy()
 
 
 def _waited(handle: Any, output: Tensor, sent: Tensor) -> Tensor:

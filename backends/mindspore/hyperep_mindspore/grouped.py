@@ -3,7 +3,7 @@
 
 MindSpore has a grouped kernel on Ascend only, which this package does not call yet. The loop reads the sizes on the
 host. Differentiating ``weight[e]`` in it would make a full-size zero gradient for every group; here the backward
-stacks one product per group instead.
+stacks one product per group instead. What the loop is made of, :class:`Products`, depends on the device.
 """
 
 from __future__ import annotations
@@ -11,59 +11,60 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from hyperep_mindspore.autodiff import custom_vjp
+from hyperep_mindspore.products import Products, Runs
 
 __all__ = ["grouped_matmul", "grouped_swiglu"]
 
-Runs = list[tuple[int, int, int]]
-"""Group, first row and end of each group that has rows."""
 
-
-def grouped_matmul(x: Tensor, weight: Tensor, group_sizes: Tensor) -> Tensor:
+def grouped_matmul(products: Products, x: Tensor, weight: Tensor, group_sizes: Tensor) -> Tensor:
     """``[N, D] x [L, H, D] -> [N, H]``; see the protocol."""
-    runs = _runs(x, group_sizes)
+    runs, of, dtype = _runs(x, group_sizes), products, x.dtype
 
     def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return _products(x, weight, runs, transpose=True), (x, weight)
+        return of.close(of.by_run(of.open(x), of.open(weight), runs, transpose=True), dtype), (x, weight)
 
     def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        (x, weight), (g,) = residuals, cotangents
-        grad_x = _products(g, weight, runs, transpose=False) if needed[0] else None
-        return grad_x, _outer_products(g, x, weight, runs) if needed[1] else None
+        x, weight, g = (of.open(value) for value in (*residuals, *cotangents))
+        grad_x = of.close(of.by_run(g, weight, runs, transpose=False), dtype) if needed[0] else None
+        return grad_x, of.close(of.outer(g, x, weight, runs), residuals[1].dtype) if needed[1] else None
 
     return custom_vjp(forward, backward)(x, weight)
 
 
-def grouped_swiglu(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, group_sizes: Tensor) -> Tensor:
+def grouped_swiglu(products: Products, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, group_sizes: Tensor) -> Tensor:
     """``(silu(x w1^T) * (x w3^T)) w2^T`` for each run of rows; see the protocol.
 
     Keeps the rows and the two projections; the hidden rows are computed again in backward, which is elementwise.
     """
-    runs = _runs(x, group_sizes)
+    runs, of, dtype = _runs(x, group_sizes), products, x.dtype
 
-    def forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        gate = _products(x, w1, runs, transpose=True)  # [N, H]
-        up = _products(x, w3, runs, transpose=True)  # [N, H]
-        return _products(gate * ops.sigmoid(gate) * up, w2, runs, transpose=True), (x, w1, w2, w3, gate, up)
+    def forward(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, w1, w2, w3 = (of.open(value) for value in inputs)
+        gate = of.by_run(x, w1, runs, transpose=True)  # [N, H]
+        up = of.by_run(x, w3, runs, transpose=True)  # [N, H]
+        out = of.by_run(gate * of.sigmoid(gate) * up, w2, runs, transpose=True)  # [N, D]
+        return of.close(out, dtype), (*inputs, of.close(gate, dtype), of.close(up, dtype))
 
     def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        (x, w1, w2, w3, gate, up), (g,) = residuals, cotangents
-        slope = ops.sigmoid(gate)
+        x, w1, w2, w3, gate, up, g = (of.open(value) for value in (*residuals, *cotangents))
+        slope = of.sigmoid(gate)
         silu = gate * slope
-        grad_hidden = _products(g, w2, runs, transpose=False)  # [N, H]
+        grad_hidden = of.by_run(g, w2, runs, transpose=False)  # [N, H]
         # d silu(z) / dz = s + z * s * (1 - s), where s is the sigmoid of z.
         grad_gate = grad_hidden * up * slope * (1.0 + gate * (1.0 - slope))
         grad_up = grad_hidden * silu
-        grad_x = None
-        if needed[0]:
-            grad_x = _products(grad_gate, w1, runs, transpose=False) + _products(grad_up, w3, runs, transpose=False)
-        return (
-            grad_x,
-            _outer_products(grad_gate, x, w1, runs) if needed[1] else None,
-            _outer_products(g, silu * up, w2, runs) if needed[2] else None,
-            _outer_products(grad_up, x, w3, runs) if needed[3] else None,
+        grads = (
+            lambda: of.by_run(grad_gate, w1, runs, transpose=False) + of.by_run(grad_up, w3, runs, transpose=False),
+            lambda: of.outer(grad_gate, x, w1, runs),
+            lambda: of.outer(g, silu * up, w2, runs),
+            lambda: of.outer(grad_up, x, w3, runs),
+        )
+        return tuple(
+            of.close(grad(), like.dtype) if wanted else None
+            for grad, like, wanted in zip(grads, residuals[:4], needed, strict=True)
         )
 
     return custom_vjp(forward, backward)(x, w1, w2, w3)
@@ -75,22 +76,3 @@ def _runs(x: Tensor, group_sizes: Tensor) -> Runs:
     if (stops[-1] if stops else 0) != x.shape[0]:
         raise ValueError(f"group_sizes={sizes.tolist()} sum to {stops[-1:]}, but there are {x.shape[0]} rows")
     return [(e, stop - int(n), stop) for e, (n, stop) in enumerate(zip(sizes, stops, strict=True)) if n]
-
-
-def _products(rows: Tensor, weight: Tensor, runs: Runs, *, transpose: bool) -> Tensor:
-    """Each run times its own matrix, or the transpose of it: ``[N, K] -> [N, M]``."""
-    width = weight.shape[1] if transpose else weight.shape[2]
-    if not runs or not rows.shape[1]:
-        # MindSpore leaves the product over an empty dim as it was in memory.
-        return ops.zeros((rows.shape[0], width), rows.dtype)
-    parts = [ops.matmul(rows[a:b], weight[e].T if transpose else weight[e]) for e, a, b in runs]
-    return parts[0] if len(parts) == 1 else ops.cat(parts, 0)
-
-
-def _outer_products(g: Tensor, x: Tensor, weight: Tensor, runs: Runs) -> Tensor:
-    """The gradient of the weights: ``g^T x`` of each run, zeros for groups without rows."""
-    products = {e: ops.matmul(g[a:b].T, x[a:b]) for e, a, b in runs}
-    if not products:
-        return ops.zeros(weight.shape, weight.dtype)
-    nothing = ops.zeros(weight.shape[1:], weight.dtype)
-    return ops.stack([products.get(e, nothing) for e in range(weight.shape[0])], 0)

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of MindSpore's functions are used where the right one depends on the device: one table.
+"""What depends on the device: one table.
 
 The CPU has kernels for many functions of :mod:`mindspore.ops` that :mod:`mindspore.mint` has none for. On Ascend it is
 the other way round: functions of ``mint`` are CANN's ``aclnn`` operators, and those of ``ops`` may be of its older
-interface, with fewer types and fewer promises.
+interface, with fewer types and fewer promises. And in the host's memory NumPy is faster than MindSpore's kernels where
+tensors are large; see :mod:`hyperep_mindspore.host`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mindspore import Tensor, mint, ops
 
-__all__ = ["ASCEND", "CPU", "Kernels", "kernels_of"]
+from hyperep.platform.base import PlatformBase
+from hyperep_mindspore import host, host_rows
+from hyperep_mindspore.products import BY_MINDSPORE, BY_NUMPY, Products
+
+__all__ = ["ASCEND", "CPU", "GPU", "Kernels", "kernels_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +29,34 @@ class Kernels:
     """Of a tensor that is not empty, along an axis, descending or not; of equals the first stays first."""
     cumsum: Callable[[Tensor, int], Tensor]
     """Running sums along an axis, in the tensor's own dtype."""
+    take: Callable[[Tensor, Tensor, int], Tensor]
+    """Gather along an axis by one-dimensional indices, neither of them empty. Differentiable."""
+    copied: Callable[[Tensor], Tensor]
+    """A copy, contiguous. Not differentiable."""
+    sum_rows: Callable[[PlatformBase[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    """The platform's member of that name."""
+    products: Products
+    """What grouped products are made of."""
 
 
 CPU = Kernels(
     # MindSpore promises no order of equals; that this sort is stable, also when descending, is tested.
     argsort=lambda x, axis, descending: ops.argsort(x, axis, descending),
     cumsum=lambda x, axis: ops.cumsum(x, axis),
+    take=host_rows.take,
+    copied=host.copied,
+    sum_rows=lambda platform, *arguments: host_rows.sum_rows(*arguments),
+    products=BY_NUMPY,
 )
-ASCEND = Kernels(
+GPU = replace(
+    CPU,
+    take=lambda x, indices, axis: ops.gather(x, indices, axis),
+    copied=lambda x: x.contiguous().copy(),
+    sum_rows=PlatformBase.sum_rows,
+    products=BY_MINDSPORE,
+)
+ASCEND = replace(
+    GPU,
     # ops.argsort is CANN's older Sort, which keeps equals in order only where it is asked to, and is not asked.
     argsort=lambda x, axis, descending: mint.argsort(x, axis, descending, True),
     # ops.cumsum refuses int64 there.
@@ -41,4 +66,4 @@ ASCEND = Kernels(
 
 def kernels_of(device: str) -> Kernels:
     """The functions for ``"cpu"``, ``"ascend"`` or ``"gpu"``."""
-    return ASCEND if device == "ascend" else CPU
+    return {"cpu": CPU, "gpu": GPU, "ascend": ASCEND}[device]

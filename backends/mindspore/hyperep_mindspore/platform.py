@@ -52,7 +52,8 @@ class MindSporePlatform(PlatformBase[Tensor]):
         self._world = world
         self._world_group = world_group(world)
         self._capabilities = {**CAPABILITIES, **_LESS.get(world.device, {})}
-        self._xp = ArrayNamespace(self.name, self._capabilities, kernels_of(world.device))
+        self._kernels = kernels_of(world.device)
+        self._xp = ArrayNamespace(self.name, self._capabilities, self._kernels)
 
     # ---------------------------------------------------------------------------------- identity and world
     @property
@@ -106,13 +107,18 @@ class MindSporePlatform(PlatformBase[Tensor]):
         return ops.stop_gradient(x)
 
     # ------------------------------------------------------------------------------------------------- rows
+    def sum_rows(  # noqa: D102
+        self, x: Tensor, index: Tensor, inverse: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return self._kernels.sum_rows(self, x, index, inverse, weights)
+
     def grouped_matmul(self, x: Tensor, weight: Tensor, group_sizes: Tensor) -> Tensor:  # noqa: D102
-        return grouped.grouped_matmul(x, weight, group_sizes)
+        return grouped.grouped_matmul(self._kernels.products, x, weight, group_sizes)
 
     def grouped_swiglu(  # noqa: D102
         self, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, group_sizes: Tensor
     ) -> Tensor:
-        return grouped.grouped_swiglu(x, w1, w2, w3, group_sizes)
+        return grouped.grouped_swiglu(self._kernels.products, x, w1, w2, w3, group_sizes)
 
     # ------------------------------------------------------------------------------------------ collectives
     def all_to_all_single(  # noqa: D102
@@ -136,7 +142,7 @@ class MindSporePlatform(PlatformBase[Tensor]):
         return collectives.all_reduce(x, self._group(group), op, self._world.device)
 
     def broadcast(self, x: Tensor, source: int = 0, group: Group | None = None) -> Tensor:  # noqa: D102
-        return collectives.broadcast(x, source, self._group(group))
+        return collectives.broadcast(x, source, self._group(group), self._world.device)
 
     # ---------------------------------------------------------------------------------------------- modules
     def make_module(  # noqa: D102
