@@ -56,6 +56,11 @@ def test_bytes_on_the_wire(way, shape):
     on(size(shape), token_cases.bytes_on_the_wire, way, shape)
 
 
+@pytest.mark.parametrize(("nodes", "top_groups"), [(2, 1), (4, 2)])
+def test_limited_groups_bound_the_copies(nodes, top_groups):
+    on(4, token_cases.limited_groups_bound_the_copies, nodes, top_groups)
+
+
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("what", token_cases.BAD)
 def test_bad_input_is_an_error_on_every_rank(what, at):

@@ -8,13 +8,13 @@ import functools
 
 import numpy as np
 import pytest
-from measure import relative, replaced
+from measure import relative, replaced, rows
 
 import hyperep
 from hyperep.bench.counting import CountingPlatform
 from hyperep.exchange.copies import choices_by_rank, plan_copies
 from hyperep.exchange.token_input import HEADER
-from hyperep.moe import GroupedExperts
+from hyperep.moe import GroupedExperts, MoEConfig, RouterConfig, build_moe
 from hyperep.sharding import gather_tensor
 
 DIM, HIDDEN, EXPERTS, TOP_K = 6, 4, 8, 3
@@ -229,6 +229,33 @@ def bytes_on_the_wire(platform, way, shape):
     assert sent[0] == ((outer, HEADER), None)
     assert sent[1] == ((sum(pairs), 2 * TOP_K), pairs)
     assert sent[2] == ((sum(pairs), DIM), pairs)
+
+
+def limited_groups_bound_the_copies(platform, nodes, top_groups):
+    """DeepSeek-V3's routing with a group of experts for each node: no token crosses to more nodes than groups."""
+    mesh = hyperep.init_device_mesh(platform, (nodes, platform.world_size // nodes), ("node", "ep"))
+    tokens = platform.from_host(rows(60 + platform.rank, 24, DIM))
+
+    def crossing(top_groups):
+        router = RouterConfig(num_experts=EXPERTS, top_k=4, num_groups=nodes, top_groups=top_groups)
+        layer = build_moe(platform, MoEConfig(dim=DIM, hidden_dim=HIDDEN, router=router), seed=5)
+        hyperep.parallelize_module(layer, mesh, {"experts": hyperep.ExpertParallel(levels=("node", "ep"))})
+        sent = []
+        original = platform.all_to_all_single
+
+        def noting(x, output_splits=None, input_splits=None, group=None, async_op=False):
+            if input_splits is not None and group is mesh.get_group("node") and x.shape[1] == DIM:
+                sent.append(sum(input_splits))
+            return original(x, output_splits, input_splits, group, async_op)
+
+        with replaced(platform, all_to_all_single=noting):
+            layer(tokens)
+        # The tokens on their way out, and the sums of those that others sent, on their way back.
+        assert len(sent) == 2
+        return sent[0]
+
+    assert crossing(top_groups) == 24 * top_groups
+    assert crossing(nodes) > 24 * top_groups
 
 
 BAD = {

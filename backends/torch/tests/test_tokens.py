@@ -50,5 +50,9 @@ def test_bad_input_is_an_error_on_every_rank(two, what, at):
     two.run(token_cases.bad_input_is_an_error_on_every_rank, what, at)
 
 
+def test_limited_groups_bound_the_copies(four):
+    four.run(token_cases.limited_groups_bound_the_copies, 2, 1)
+
+
 def test_same_bits_again(two):
     two.run(token_cases.same_bits_again)
