@@ -1014,6 +1014,12 @@ class AssignRebinds(LoopbackPlatform):
         parameter.value = np.array(value)
 
 
+@mutant("MOD-assign", says="float64")
+class AssignedWithItsDtype(LoopbackPlatform):
+    def assign(self, parameter, value):
+        parameter.value = parameter.bound = np.array(value)
+
+
 @mutant("MOD-own-values")
 class ParametersShared(LoopbackPlatform):
     def make_module(self, name, parameters, forward, **options):

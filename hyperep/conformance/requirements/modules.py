@@ -18,6 +18,8 @@ PORT = "modules"
 _MODULES = (Capability.MODULES,)
 _TRAINED = (Capability.MODULES, Capability.AUTODIFF)
 _SHARDED = (Capability.MODULES, Capability.SHARDED_PARAMETERS)
+_OTHER_DTYPES = (Capability.FLOAT64, Capability.FLOAT16, Capability.BFLOAT16)
+"""Besides float32; the one that tells most on the host, where bfloat16 is seen as float32, comes first."""
 
 
 def _scale(case: Case, values: np.ndarray, name: str = "Scale") -> Any:
@@ -128,7 +130,8 @@ def unused(case: Case) -> None:
 
 @requirement(
     "MOD-assign",
-    "assign overwrites a parameter in place: the module and handles taken before see the new value.",
+    "assign overwrites a parameter in place: the module and handles taken before see the new value, and the parameter "
+    "keeps its dtype.",
     port=PORT,
     capabilities=_MODULES,
     needs=("MOD-paths",),
@@ -144,6 +147,12 @@ def assign(case: Case) -> None:
     buffer = case.platform.buffers(module)["b"]
     case.platform.assign(buffer, case.tensor(new))
     case.close(module(case.tensor(x)), new * x + new, "the module's output after its buffer was assigned")
+    dtype = next((c.value for c in _OTHER_DTYPES if case.supports(c)), None)
+    if dtype is not None:
+        whole = np.array([1, -2, 3], np.float32)  # exact in all of them
+        for kind, tensor in (("parameter", handle), ("buffer", buffer)):
+            case.platform.assign(tensor, case.tensor(whole, dtype))
+            case.equal(case.platform.local(tensor), whole, f"the {kind} after a value in {dtype} was assigned")
 
 
 @requirement(

@@ -173,10 +173,12 @@ class JaxPlatform(PlatformBase[jax.Array]):
     def assign(self, parameter: Parameter, value: jax.Array) -> None:  # noqa: D102
         if value.shape != parameter.value.shape:
             raise ValueError(f"assign: a value of shape {value.shape} for a part of shape {parameter.value.shape}")
-        parameter.set(autodiff.value(value))
+        parameter.set(autodiff.value(value).astype(parameter.value.dtype))
 
     def shard_parameter(self, module: Module, name: str, local: jax.Array, sharding: Sharding) -> None:  # noqa: D102
         held = module.buffers if name in module.buffers else module.parameters
+        if name not in held:
+            raise ValueError(f"{module.name} has no parameter {name!r} of its own; it has {sorted(held)}")
         held[name] = held[name].sharded(value(local), sharding)
 
     def wrap_forward(self, module: Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
