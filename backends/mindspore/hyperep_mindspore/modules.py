@@ -11,7 +11,8 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from hyperep.sharding import Sharding
-from hyperep_mindspore.private_names import as_written
+from hyperep_mindspore.private_names import as_written, keep_source
+from hyperep_mindspore.refusals import refuse_recorders, refusing_graphs
 from hyperep_mindspore.transfer import contiguous
 
 __all__ = ["NeutralCell", "ShardedParameter", "WrappedConstruct", "shard_parameter", "sharding_of", "wrap_construct"]
@@ -20,6 +21,7 @@ _SHARD = "hyperep_shard"
 """Attribute of a parameter that was replaced: its shard, for other cells that hold the same parameter."""
 
 
+@keep_source
 class NeutralCell(nn.Cell):
     """A cell whose computation is a neutral ``forward(m, *inputs, **kwargs)``; see the protocol's ``make_module``.
 
@@ -54,8 +56,10 @@ class NeutralCell(nn.Cell):
             # An attribute, and not insert_child_to_cell, puts the name of the child before those of its parameters.
             setattr(self, key, child)
 
+    @refusing_graphs
     def construct(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the neutral forward on the tensors as they are at this call."""
+        refuse_recorders()
         for parameter in self._params.values():
             _hand_out_contiguous_gradients(parameter)
         dtype = self._neutral_dtype
@@ -191,6 +195,7 @@ def _sharded_class(cls: type) -> type:
     return cls if issubclass(cls, ShardedParameter) else type("ShardedParameter", (ShardedParameter, cls), {})
 
 
+@keep_source
 class WrappedConstruct:
     """Mixed in before a cell's own class; calls that class's construct through the instance's wrappers.
 
@@ -200,8 +205,10 @@ class WrappedConstruct:
 
     _construct_wrappers: tuple[Callable[..., Any], ...]
 
+    @refusing_graphs
     def construct(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the wrappers around the cell's own construct, the last one outermost."""
+        refuse_recorders()
         inner = super().construct  # type: ignore[misc]
         for wrapper in self._construct_wrappers:
             inner = functools.partial(wrapper, inner)

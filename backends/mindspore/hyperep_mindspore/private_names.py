@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 __all__ = [
     "NAMES",
+    "RECORDERS",
     "PrivateName",
     "abandon_graphs",
     "as_written",
     "custom_function",
     "is_recording",
+    "keep_source",
     "off_tape",
     "receive",
     "send",
@@ -27,6 +30,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,28 @@ MIXED_PRECISION = PrivateName(
     name="MixedPrecisionType",
     reason="Its NOTSET is the one way to keep Cell.to_float of a parent from casting every operand inside of a cell.",
 )
-NAMES = (CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD, MIXED_PRECISION)
+BYTECODE_COMPILER = PrivateName(
+    module="mindspore.graph._utils.pijit_context",
+    name="PIJitCaptureContext",
+    reason="A frame of its file on the stack is the one sign that a cell is being compiled from its bytecode.",
+)
+TRACER = PrivateName(
+    module="mindspore.graph.jit_trace",
+    name="nested_run",
+    reason="A frame of its file on the stack is the one sign that the operators of a cell are being traced.",
+)
+NOT_REWRITTEN = PrivateName(
+    module="mindspore.rewrite.common.namespace",
+    name="_subtree_black_list",
+    reason=(
+        "The cells whose source mixed precision O1 does not rewrite: a neutral forward is a closure, which it would "
+        "copy without what it closes over."
+    ),
+)
+NAMES = (
+    *(CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD, MIXED_PRECISION),
+    *(BYTECODE_COMPILER, TRACER, NOT_REWRITTEN),
+)
 
 custom_function: Any = CUSTOM_FUNCTION.load()
 send: Any = SEND.load()
@@ -98,6 +123,8 @@ _no_grad: Any = NO_GRAD.load()
 _executor: Any = EXECUTOR.load()
 as_written: Any = MIXED_PRECISION.load().NOTSET
 """The mixed precision of a cell whose operators get their operands as they are."""
+RECORDERS = frozenset(inspect.getfile(name.load()) for name in (BYTECODE_COMPILER, TRACER))
+"""The files whose functions run a cell while they record it."""
 
 
 def off_tape(function: Callable[P, R]) -> Callable[P, R]:
@@ -113,6 +140,12 @@ def off_tape(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def keep_source(cell_class: C) -> C:
+    """Have MindSpore leave cells of this class as they are where it rewrites the source of a network."""
+    NOT_REWRITTEN.load().append(cell_class)
+    return cell_class
 
 
 def is_recording() -> bool:
