@@ -137,3 +137,11 @@ def meeting_place(platform):
 def tell_and_stay(platform):
     print(os.getpid(), flush=True)
     time.sleep(600)
+
+
+def stand_apart(platform):
+    stand_still_here(platform, 0) if platform.rank == 0 else stand_still_there(platform)
+
+
+def stand_still_there(platform):
+    time.sleep(600)

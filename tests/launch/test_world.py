@@ -244,3 +244,14 @@ def test_ranks_that_are_threads_of_one_process_are_served_alike():
         assert world.run("programs:describe", {"greeting": "hi"}, deadline=10) == [
             f"hi from loopback rank {rank}" for rank in range(3)
         ]
+
+
+def test_each_of_several_ranks_in_a_process_has_a_place_of_its_own():
+    from hyperep.loopback.launch import launcher
+
+    with World(launcher, "loopback", 3, deadline=60, quiet=True) as world, pytest.raises(RankFailure) as caught:
+        world.run("programs:stand_apart", {}, timeout=3)
+    places = {line.partition(":")[0]: line for line in str(caught.value).splitlines()}
+    assert "in stand_still_here (" in places["--- rank 0"]
+    assert "in stand_still_there (" in places["--- rank 1"]
+    assert "in stand_still_there (" in places["--- rank 2"]

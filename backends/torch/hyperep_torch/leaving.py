@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-__all__ = ["leave"]
+__all__ = ["leave", "settle"]
 
 _THREADS = "pt_gloo_runloop"
 _LOOK = 0.01
@@ -27,9 +27,14 @@ _PATIENCE = 2.0
 
 
 def leave() -> None:
-    """Destroy the process group, unless the program has done so, and let its threads let go of Python's objects."""
+    """Destroy the process group, unless the program has done so, and settle."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    settle()
+
+
+def settle() -> None:
+    """Let the threads of process groups let go of Python's objects; of groups that are destroyed as well."""
     end, calm = time.monotonic() + _PATIENCE, 0
     while calm < _LOOKS and time.monotonic() < end:
         time.sleep(_LOOK)  # without the lock

@@ -17,7 +17,7 @@ from hyperep.launch.lifeline import die_with_parent
 from hyperep.launch.timeout import step_timeout
 from hyperep_torch.device import KINDS, DeviceKind, choose_kind
 from hyperep_torch.groups import SELF
-from hyperep_torch.leaving import leave
+from hyperep_torch.leaving import leave, settle
 from hyperep_torch.meeting import Meeting, find_meeting, local_rank
 from hyperep_torch.watch import Watch, this_peer
 
@@ -59,6 +59,9 @@ def join_world(device: str | None = None, timeout: float | None = None, kinds: S
     device = device or os.environ.get(DEVICE_VARIABLE) or None
     if dist.is_initialized():
         kind = _kind_of_default_group(device, kinds)
+        # The group is its maker's to destroy; but meshes will hold it, so that its threads outlive that.
+        atexit.unregister(settle)
+        atexit.register(settle)
         return _world(kind, kind.bind(local_rank(os.environ)), deadline)
     kind = choose_kind(device, kinds)
     meeting = find_meeting(os.environ)

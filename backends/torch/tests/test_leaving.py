@@ -12,6 +12,9 @@ import mmap, os, sys, time
 import torch, torch.distributed as dist
 from hyperep_torch.platform import join
 
+if sys.argv[2] == "the user's":
+    store = "file://" + os.path.join(os.environ["HYPEREP_MEETING"], "store")
+    dist.init_process_group("gloo", init_method=store, rank=int(os.environ["RANK"]), world_size=2)
 platform = join(device="cpu", timeout=200)
 seen = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 1)
 if platform.rank:
@@ -69,10 +72,11 @@ def _codes(code, folder, *arguments):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the interface lo")
-def test_threads_that_still_hold_a_tensor_do_not_abort_the_process(tmp_path):
+@pytest.mark.parametrize("group", ["ours", "the user's"])
+def test_threads_that_still_hold_a_tensor_do_not_abort_the_process(tmp_path, group):
     seen = tmp_path / "seen"
     seen.write_bytes(b"\0")
-    assert _codes(LATE, tmp_path, str(seen)) == ([0, 0], ["", ""])
+    assert _codes(LATE, tmp_path, str(seen), group) == ([0, 0], ["", ""])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the interface lo")
