@@ -16,6 +16,8 @@ from torch.distributed.tensor import parallel as native
 import hyperep
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.selection import adopt_mesh
+from hyperep_torch.modules import wrap_forward
+from hyperep_torch.uncompiled import call_uncompiled
 
 __all__ = [
     "BorrowedStyle",
@@ -67,7 +69,16 @@ def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
     return mesh
 
 
-class ExpertParallel(_StyleOfTorch, hyperep.ExpertParallel):
+class _ExchangingStyle(_StyleOfTorch):
+    """A style under which tokens travel: for a compiler, its module is one call that is left as it is."""
+
+    def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
+        module = super().apply(module, mesh)
+        wrap_forward(module, call_uncompiled)
+        return module
+
+
+class ExpertParallel(_ExchangingStyle, hyperep.ExpertParallel):
     """Each rank owns ``E / R`` experts; tokens travel to them.
 
     Example:
@@ -82,7 +93,7 @@ class TensorParallel(_StyleOfTorch, hyperep.TensorParallel):
     """Every rank holds a slice of every expert; tokens are replicated and do not travel."""
 
 
-class ExpertTensorParallel(_StyleOfTorch, hyperep.ExpertTensorParallel):
+class ExpertTensorParallel(_ExchangingStyle, hyperep.ExpertTensorParallel):
     """Experts are split over ``ep``, and each of them is sliced over ``tp``."""
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sharded layer under torch.compile computes what it computes without. What cannot be traced breaks the graph."""
 
+import hyperep_torch as hep
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
@@ -37,3 +38,15 @@ def test_one_rank(platform, dtype):
 def test_two_ranks(two):
     # The compiler is loaded and runs on each of them, which takes minutes on a busy machine.
     assert max(two.run(_compiled_and_not, deadline=250)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: MoE(p, 8, 16, 4, 2), lambda p: hep.MoE(8, 16, 4, 2)], ids=["neutral", "torch"]
+)
+def test_a_sharded_layer_is_one_break(platform, make):
+    """What is before the experts and after them is compiled; twenty pieces in between would be slower than none."""
+    layer = make(platform)
+    hep.ExpertParallel().apply(layer.experts, hyperep.init_device_mesh(platform, (1,), ("ep",)))
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(layer)(torch.randn(10, 8))
+    assert found.graph_break_count == 1, found.break_reasons

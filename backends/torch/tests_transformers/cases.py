@@ -365,3 +365,28 @@ def shared_batch(platform: Any, name: str, directory: str) -> None:
             assert relative(whole(found.grad), wanted.grad) < TOLERANCE, key
             compared += "experts" in key or "mlp.gate" in key
     assert compared == 6
+
+
+def graph_breaks(platform: Any, directory: str) -> tuple[int, int, int]:
+    """Of a Mixtral of two layers: transformers' own exchange, hyperep's in its place, and ``expert_parallelize``."""
+    whole_model = build("mixtral")
+    if platform.rank == 0:
+        whole_model.save_pretrained(directory)
+    dist.barrier()
+    ranks = platform.world_size
+    models = [
+        AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            distributed_config=DistributedConfig(fsdp_size=ranks, ep_size=ranks, ep_implementation=name),
+        )
+        for name in ("all_to_all", "hyperep")
+    ]
+    models.append(hep.expert_parallelize(whole_model, ep_mesh()))
+    ids = batch(0)
+    found = []
+    for model in models:
+        torch._dynamo.reset()
+        explained = torch._dynamo.explain(lambda ids, model=model: model(input_ids=ids, use_cache=False).logits)(ids)
+        found.append(explained.graph_break_count)
+    return tuple(found)

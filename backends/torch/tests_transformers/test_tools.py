@@ -67,3 +67,8 @@ def test_trainer(two, case, tmp_path):
 
 def test_inside_transformers_beside_tensor_parallelism(two, tmp_path):
     two.run(cases.shared_batch, MODEL, str(tmp_path))
+
+
+def test_no_more_graph_breaks_than_with_the_exchange_of_transformers(two, tmp_path):
+    theirs, inside, spread = two.run(cases.graph_breaks, str(tmp_path), deadline=250)[0]
+    assert max(inside, spread) <= theirs

@@ -45,6 +45,7 @@ class HyperepEP(EPImplementation):
 
         self._routed = over_ranks(local, mesh, self.num_local_experts * mesh.size())
 
+    @torch.compiler.disable
     def __call__(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
