@@ -6,6 +6,7 @@ import re
 
 import architectures
 import cases
+import peft
 import pytest
 from hyperep_torch.transformers.find import find_experts
 from torch import nn
@@ -40,3 +41,12 @@ def test_what_is_not_known_is_refused_by_name(experts, told):
 
 def test_a_number_of_experts_that_the_ranks_do_not_divide(two):
     two.run(cases.not_divisible)
+
+
+def test_adapters_on_the_experts_are_refused():
+    adapted = peft.get_peft_model(
+        architectures.build("qwen3_moe"),
+        peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]),
+    )
+    with pytest.raises(ValueError, match=r"mlp.experts.base_layer' is wrapped by peft.*out of target_parameters"):
+        find_experts(adapted)

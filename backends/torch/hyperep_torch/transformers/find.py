@@ -30,7 +30,8 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
     """The experts in *model*, in its order.
 
     Raises:
-        ValueError: there are none, or modules that look like experts and are of a form that is not known.
+        ValueError: there are none, or modules that look like experts and are of a form that is not known, or that carry
+            adapters of peft.
     """
     modules = dict(model.named_modules())
     found: list[StockExperts] = []
@@ -39,6 +40,11 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
         if any(path.startswith(outer.path + ".") for outer in found):
             continue
         if (experts := _as_experts(path, module, modules.get(path.rpartition(".")[0]) if path else None)) is not None:
+            if path.endswith(".base_layer"):
+                raise ValueError(
+                    f"{type(model).__name__}: {path!r} is wrapped by peft, with adapters on the experts' own "
+                    "parameters, which belong to all experts together; leave the experts out of target_parameters"
+                )
             found.append(experts)
         elif _looks_like_experts(path, module):
             unknown.append((path, module))
