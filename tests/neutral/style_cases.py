@@ -381,8 +381,9 @@ def _linear(platform, seed=5):
 def _tied(platform):
     """A model of two parts that share one parameter."""
     first, second = _linear(platform), _linear(platform)
-    if hasattr(first, "own_parameters"):
-        second.own_parameters["weight"] = first.own_parameters["weight"]
+    held = [getattr(m, "own_parameters", None) or getattr(m, "parameters", None) for m in (first, second)]
+    if isinstance(held[0], dict):  # modules that are the platform's own
+        held[1]["weight"] = held[0]["weight"]
     else:
         second.weight = first.weight
     model = platform.make_module("Model", {}, lambda m, x: m.second(x), children={"first": first, "second": second})
