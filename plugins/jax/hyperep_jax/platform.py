@@ -35,7 +35,13 @@ def create() -> JaxPlatform:
     ranks = int(os.environ.get(RANKS, 1))
     if ranks > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(os.environ[ADDRESS], num_processes=ranks, process_id=int(os.environ[RANK]))
+        address = os.environ[ADDRESS]
+        jax.distributed.initialize(
+            address,
+            num_processes=ranks,
+            process_id=int(os.environ[RANK]),
+            coordinator_bind_address=address,  # by default it would listen on every address of this machine
+        )
     return JaxPlatform()
 
 
