@@ -73,21 +73,19 @@ class ArrayNamespace:
         return self._optional(Capability.FLOAT64, ms.float64)
 
     # ---------------------------------------------------------------------------------------------- creation
-    @staticmethod
-    def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None) -> Tensor:  # noqa: D102
+    def arange(self, start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None) -> Tensor:  # noqa: D102
         if stop is None:
             start, stop = 0, start
         if dtype is None:
             dtype = ms.int64 if all(isinstance(v, int) for v in (start, stop, step)) else ms.float32
         if math.ceil((stop - start) / step) <= 0:
             return ops.zeros((0,), dtype)
-        return ops.arange(start, stop, step, dtype=dtype)
+        return self._kernels.arange(start, stop, step, dtype)
 
-    @staticmethod
-    def full(shape: int | Sequence[int], fill_value: Any, *, dtype: Any = None) -> Tensor:  # noqa: D102
+    def full(self, shape: int | Sequence[int], fill_value: Any, *, dtype: Any = None) -> Tensor:  # noqa: D102
         if dtype is None:
             dtype = {bool: ms.bool_, int: ms.int64}.get(type(fill_value), ms.float32)
-        return ops.cast(ops.full(_shape(shape), fill_value, dtype=_filled_as(dtype)), dtype)
+        return self._kernels.full(_shape(shape), fill_value, dtype)
 
     @staticmethod
     def ones(shape: int | Sequence[int], *, dtype: Any = None) -> Tensor:  # noqa: D102
@@ -142,19 +140,16 @@ class ArrayNamespace:
     ) -> Tensor:
         if not _size(x):
             return ops.zeros(x.shape, ms.int64)
-        return ops.cast(self._kernels.argsort(x, axis, descending), ms.int64)
+        return self._kernels.argsort(x, axis, descending)
 
-    @staticmethod
     def searchsorted(  # noqa: D102
-        x1: Tensor, x2: Tensor, /, *, side: str = "left", sorter: Tensor | None = None
+        self, x1: Tensor, x2: Tensor, /, *, side: str = "left", sorter: Tensor | None = None
     ) -> Tensor:
         if not _size(x2) or not _size(x1):
             return ops.zeros(x2.shape, ms.int64)
         if sorter is not None:
             x1 = ops.gather(x1, sorter, 0)
-        if x1.dtype in (ms.float16, ms.bfloat16):
-            x1, x2 = ops.cast(x1, ms.float32), ops.cast(x2, ms.float32)  # there is no kernel for them
-        return ops.searchsorted(x1, x2, right=side == "right")
+        return self._kernels.searchsorted(x1, x2, side == "right")
 
     def take(self, x: Tensor, indices: Tensor, /, *, axis: int = 0) -> Tensor:
         """Gather along *axis* by non-negative one-dimensional *indices*."""
@@ -274,10 +269,6 @@ def _reduced(shape: Sequence[int], axes: Sequence[int], keepdims: bool) -> tuple
 
 def _sum_dtype(dtype: Any) -> Any:
     return dtype if dtype in (ms.float16, ms.bfloat16, ms.float32, ms.float64) else ms.int64
-
-
-def _filled_as(dtype: Any) -> Any:
-    return ms.float32 if dtype == ms.bfloat16 else dtype  # there is no kernel for it
 
 
 def _same_dtype(x1: Any, x2: Any) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,15 @@ tensors are large; see :mod:`hyperep_mindspore.host`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import mindspore as ms
 from mindspore import Tensor, mint, ops
 
 from hyperep.platform.base import PlatformBase
-from hyperep_mindspore import host, host_rows
+from hyperep_mindspore import host, host_order, host_rows
 from hyperep_mindspore.products import BY_MINDSPORE, BY_NUMPY, Products
 
 __all__ = ["ASCEND", "CPU", "GPU", "Kernels", "kernels_of"]
@@ -25,8 +27,14 @@ __all__ = ["ASCEND", "CPU", "GPU", "Kernels", "kernels_of"]
 class Kernels:
     """Functions of one device."""
 
+    arange: Callable[[Any, Any, Any, ms.Type], Tensor]
+    """From a number to before another one by steps, in a dtype; at least one."""
+    full: Callable[[Sequence[int], Any, ms.Type], Tensor]
+    """Of a shape, one value, in a dtype."""
     argsort: Callable[[Tensor, int, bool], Tensor]
     """Of a tensor that is not empty, along an axis, descending or not; of equals the first stays first."""
+    searchsorted: Callable[[Tensor, Tensor, bool], Tensor]
+    """Places of numbers in an ascending tensor, neither of them empty; whether on the right of equals."""
     cumsum: Callable[[Tensor, int], Tensor]
     """Running sums along an axis, in the tensor's own dtype."""
     take: Callable[[Tensor, Tensor, int], Tensor]
@@ -39,9 +47,22 @@ class Kernels:
     """What grouped products are made of."""
 
 
+def _full(shape: Sequence[int], value: Any, dtype: ms.Type) -> Tensor:
+    # There is no kernel that fills bfloat16.
+    return ops.cast(ops.full(shape, value, dtype=ms.float32 if dtype == ms.bfloat16 else dtype), dtype)
+
+
+def _searchsorted(x1: Tensor, x2: Tensor, right: bool) -> Tensor:
+    if x1.dtype in (ms.float16, ms.bfloat16):
+        x1, x2 = ops.cast(x1, ms.float32), ops.cast(x2, ms.float32)  # there is no kernel for them
+    return ops.searchsorted(x1, x2, right=right)
+
+
 CPU = Kernels(
-    # MindSpore promises no order of equals; that this sort is stable, also when descending, is tested.
-    argsort=lambda x, axis, descending: ops.argsort(x, axis, descending),
+    arange=host_order.arange,
+    full=host_order.full,
+    argsort=host_order.argsort,
+    searchsorted=host_order.searchsorted,
     cumsum=lambda x, axis: ops.cumsum(x, axis),
     take=host_rows.take,
     copied=host.copied,
@@ -50,6 +71,10 @@ CPU = Kernels(
 )
 GPU = replace(
     CPU,
+    arange=lambda start, stop, step, dtype: ops.arange(start, stop, step, dtype=dtype),
+    full=_full,
+    argsort=lambda x, axis, descending: ops.cast(ops.argsort(x, axis, descending), ms.int64),
+    searchsorted=_searchsorted,
     take=lambda x, indices, axis: ops.gather(x, indices, axis),
     copied=lambda x: x.contiguous().copy(),
     sum_rows=PlatformBase.sum_rows,
@@ -58,7 +83,7 @@ GPU = replace(
 ASCEND = replace(
     GPU,
     # ops.argsort is CANN's older Sort, which keeps equals in order only where it is asked to, and is not asked.
-    argsort=lambda x, axis, descending: mint.argsort(x, axis, descending, True),
+    argsort=lambda x, axis, descending: ops.cast(mint.argsort(x, axis, descending, True), ms.int64),
     # ops.cumsum refuses int64 there.
     cumsum=lambda x, axis: mint.cumsum(x, axis),
 )
