@@ -19,7 +19,7 @@ from hyperep_torch.world import World
 if TYPE_CHECKING:
     from hyperep_torch.platform import TorchPlatform
 
-__all__ = ["platform_on"]
+__all__ = ["platform_on", "prepare_platform_on"]
 
 _platforms: dict[torch.device, TorchPlatform] = {}
 
@@ -32,6 +32,12 @@ def platform_on(device: torch.device) -> TorchPlatform:
     """
     found = _platforms.get(device)
     return _make(device) if found is None else found
+
+
+def prepare_platform_on(device: torch.device) -> None:
+    """Make the platform where that is possible, so that a compiler which traces a forward finds it made."""
+    if device not in _platforms and any(kind.type == device.type for kind in KINDS):
+        _make(device)
 
 
 def _make(device: torch.device) -> TorchPlatform:

@@ -60,7 +60,10 @@ class ArrayNamespace:
     @staticmethod
     def take_along_axis(x: torch.Tensor, indices: torch.Tensor, /, *, axis: int = -1) -> torch.Tensor:
         """Gather along *axis* by non-negative *indices* of the same number of dims."""
-        return torch.take_along_dim(x, indices.to(torch.int64), dim=axis)
+        indices, along = indices.to(torch.int64), axis % x.ndim
+        if all(a == b for dim, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)) if dim != along):
+            return torch.gather(x, along, indices)  # take_along_dim makes a compiler take sizes for constants
+        return torch.take_along_dim(x, indices, dim=along)
 
     @staticmethod
     def cumulative_sum(

@@ -4,6 +4,7 @@
 import hyperep_torch as hep
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 import hyperep
@@ -40,9 +41,51 @@ def test_two_ranks(two):
     assert max(two.run(_compiled_and_not, deadline=250)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p: MoE(p, 8, 16, 4, 2), lambda p: hep.MoE(8, 16, 4, 2)], ids=["neutral", "torch"]
-)
+LAYERS = {"neutral": lambda p: MoE(p, 8, 16, 4, 2), "torch": lambda p: hep.MoE(8, 16, 4, 2)}
+
+
+def _gradients(function, layer, x):
+    out = function(x)
+    return [out, *torch.autograd.grad(out.float().pow(2).sum(), [x, *layer.parameters()])]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_whole_layer_is_one_graph(platform, make, backend):
+    """Also where it has not run before; and the graph serves any number of tokens, once it has seen two."""
+    layer = make(platform)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    counters["stats"].clear()
+    for count in (10, 11, 13, 5):
+        x = torch.randn(count, 8, requires_grad=True)
+        for found, wanted in zip(_gradients(compiled, layer, x), _gradients(layer, layer, x), strict=True):
+            assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_experts_alone_are_one_graph(platform):
+    experts = hep.GroupedExperts(8, 16, 4)
+    x, sizes = torch.randn(9, 8, requires_grad=True), torch.tensor([4, 0, 3, 2])
+    torch._dynamo.reset()
+    compiled = torch.compile(experts, backend="aot_eager", fullgraph=True)
+    found, wanted = (_gradients(lambda x, f=f: f(x, sizes), experts, x) for f in (compiled, experts))
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() < 1e-5 * b.abs().max()
+    with pytest.raises(ValueError, match=r"end at 10, but there are 9 rows"):
+        compiled(x, torch.tensor([4, 0, 3, 3]))
+
+
+def test_a_whole_layer_is_exported():
+    layer = hep.MoE(8, 16, 4, 2)
+    tokens = torch.export.Dim("tokens", min=2, max=100)
+    exported = torch.export.export(layer, (torch.randn(10, 8),), dynamic_shapes=({0: tokens},)).module()
+    for count in (10, 31):
+        x = torch.randn(count, 8)
+        assert (exported(x) - layer(x)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 def test_a_sharded_layer_is_one_break(platform, make):
     """What is before the experts and after them is compiled; twenty pieces in between would be slower than none."""
     layer = make(platform)

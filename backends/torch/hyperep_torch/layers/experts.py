@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hyperep.moe.experts import TAKES, experts_forward
-from hyperep_torch.ambient import platform_on
+from hyperep_torch.ambient import platform_on, prepare_platform_on
 from hyperep_torch.layers.init import uniform_fan_in_
 from hyperep_torch.modules import LocalView, OpensItself
 
@@ -61,6 +61,7 @@ class GroupedExperts(OpensItself, nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew."""
+        prepare_platform_on(self.w1.device)
         for weight in (self.w1, self.w2, self.w3):
             uniform_fan_in_(weight)
 

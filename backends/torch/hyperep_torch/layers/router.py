@@ -10,7 +10,7 @@ from torch import nn
 
 from hyperep.moe.config import RouterConfig
 from hyperep.moe.router import Routing, router_forward
-from hyperep_torch.ambient import platform_on
+from hyperep_torch.ambient import platform_on, prepare_platform_on
 from hyperep_torch.kept_state import KeepsState
 from hyperep_torch.layers.init import uniform_fan_in_
 from hyperep_torch.modules import LocalView, OpensItself
@@ -45,6 +45,7 @@ class TopKRouter(OpensItself, KeepsState, nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the gate anew, and forget the bias."""
+        prepare_platform_on(self.gate.device)
         uniform_fan_in_(self.gate)
         if self.config.expert_bias:
             nn.init.zeros_(self.expert_bias)
