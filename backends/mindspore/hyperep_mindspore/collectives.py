@@ -106,7 +106,8 @@ def _exchange_pairs(x: Tensor, received: Sequence[int], sent: Sequence[int], gro
         for handle in handles:
             handle[1].wait()
         for place in places:
-            place.asnumpy()  # host sync here: nothing else says that what is in its memory has arrived
+            # Host sync here. MindSpore waits for all that was issued whenever a tensor is opened, but documents it not.
+            place.asnumpy()
         messages.clear()
         return host.from_array(result, dtype)
 
