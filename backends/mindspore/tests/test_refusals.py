@@ -125,7 +125,6 @@ def main():
 def outcome(tmp_path_factory):
     ended = subprocess.run(
         [sys.executable, __file__],  # from a file: the tracer reads the source of every frame
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=tmp_path_factory.mktemp("compiled"),
         capture_output=True,
         text=True,
