@@ -50,6 +50,10 @@ class Case:
         """A generator that depends on the seed, the requirement and *key*: the same on every rank."""
         return np.random.default_rng([self.seed, zlib.crc32(self.requirement.encode()), *key])
 
+    def divisible(self, least: int) -> int:
+        """The smallest size from *least* on that the number of ranks divides, and so each number that divides this."""
+        return -(-least // self.ranks) * self.ranks
+
     def normal(self, shape: Sequence[int], *key: int) -> np.ndarray:
         """Float32 values of size O(1); give the rank in *key* for data that differ by rank."""
         return self.rng(*key).normal(size=tuple(shape)).astype(np.float32)

@@ -35,8 +35,8 @@ class _Problem:
 
     def __init__(self, case: Case, counts: np.ndarray, *key: int) -> None:
         self.case, self.counts = case, counts
-        experts = counts.shape[1]
-        shapes = {"w1": (experts, _HIDDEN, _DIM), "w2": (experts, _DIM, _HIDDEN), "w3": (experts, _HIDDEN, _DIM)}
+        experts, hidden = counts.shape[1], case.divisible(_HIDDEN)
+        shapes = {"w1": (experts, hidden, _DIM), "w2": (experts, _DIM, hidden), "w3": (experts, hidden, _DIM)}
         self.weights = {name: case.normal(shape, 10 + i, *key) / 2 for i, (name, shape) in enumerate(shapes.items())}
         self.rows = [case.normal((n, _DIM), 20, r, *key) for r, n in enumerate(counts.sum(axis=1))]
         self.cotangents = [case.normal((n, _DIM), 30, r, *key) for r, n in enumerate(counts.sum(axis=1))]
@@ -44,7 +44,7 @@ class _Problem:
     def experts(self, style: Any, mesh: Any) -> Any:
         """The native experts, sharded by *style*."""
         platform = self.case.platform
-        module = GroupedExperts(platform, _DIM, _HIDDEN, self.counts.shape[1])
+        module = GroupedExperts(platform, _DIM, self.case.divisible(_HIDDEN), self.counts.shape[1])
         for name, parameter in platform.parameters(module).items():
             platform.assign(parameter, self.case.tensor(self.weights[name]))
         return style.apply(module, mesh)
@@ -317,7 +317,7 @@ def applied_twice(case: Case) -> None:
     min_ranks=2,
 )
 def indivisible(case: Case) -> None:
-    module = GroupedExperts(case.platform, _DIM, _HIDDEN, case.ranks + 1)
+    module = GroupedExperts(case.platform, _DIM, case.divisible(_HIDDEN), case.ranks + 1)
     before = case.host(case.platform.local(case.platform.parameters(module)["w1"]))
     case.raises(ValueError, lambda: hyperep.ExpertParallel().apply(module, _ep_mesh(case)), "divisible")
     case.equal(case.platform.local(case.platform.parameters(module)["w1"]), before, "w1 after the error")
@@ -331,7 +331,7 @@ def indivisible(case: Case) -> None:
     needs=("EP-balanced",),
 )
 def wrong_mesh(case: Case) -> None:
-    module = GroupedExperts(case.platform, _DIM, _HIDDEN, case.ranks)
+    module = GroupedExperts(case.platform, _DIM, case.divisible(_HIDDEN), case.ranks)
     for shape, names in (((case.ranks,), ("dp",)), ((case.ranks, 1), ("ep", "tp"))):
         mesh = hyperep.init_device_mesh(case.platform, shape, names)
         case.raises(ValueError, functools.partial(hyperep.ExpertParallel().apply, module, mesh), "[ep]")
@@ -364,7 +364,7 @@ def _layers(case: Case, top_k: int) -> tuple[Any, Any]:
     """A whole MoE layer, and the same one with its experts sharded."""
     # Not normalised: the one score of top-1 would be the constant 1, and its gradient nothing but rounding.
     router = RouterConfig(num_experts=2 * case.ranks, top_k=top_k, normalize=False)
-    config = MoEConfig(dim=_DIM, hidden_dim=_HIDDEN, router=router)
+    config = MoEConfig(dim=_DIM, hidden_dim=case.divisible(_HIDDEN), router=router)
     whole, sharded = (build_moe(case.platform, config, seed=3) for _ in range(2))
     experts = case.platform.named_modules(sharded)["experts"]
     hyperep.ExpertParallel().apply(experts, _ep_mesh(case))

@@ -38,7 +38,8 @@ class _Problem:
         make, _ = CHOICES[choices]
         self.indices = make(case.rng(77), data_ranks, self.experts)
         case.note(choices=choices, indices=[i.tolist() for i in self.indices])
-        shapes = ((self.experts, _HIDDEN, _DIM), (self.experts, _DIM, _HIDDEN), (self.experts, _HIDDEN, _DIM))
+        hidden = case.divisible(_HIDDEN)
+        shapes = ((self.experts, hidden, _DIM), (self.experts, _DIM, hidden), (self.experts, hidden, _DIM))
         self.weights = [case.normal(shape, 10 + n) / 2 for n, shape in enumerate(shapes)]
         counts = [len(i) for i in self.indices]
         self.tokens = [case.normal((n, _DIM), 20, r) for r, n in enumerate(counts)]
@@ -48,7 +49,7 @@ class _Problem:
     def sharded(self, style: Any, mesh: Any) -> Any:
         """The native experts, sharded by *style*."""
         platform = self.case.platform
-        module = GroupedExperts(platform, _DIM, _HIDDEN, self.experts)
+        module = GroupedExperts(platform, _DIM, self.case.divisible(_HIDDEN), self.experts)
         handles = platform.parameters(module)
         for name, value in zip(_NAMES, self.weights, strict=True):
             platform.assign(handles[name], self.case.tensor(value))
@@ -185,7 +186,7 @@ def tp_tokens(case: Case) -> None:
     needs=("ETP-random", "EP-tokens", "TP-tokens"),
 )
 def etp_tokens(case: Case) -> None:
-    for shape in (s for s in _shapes(case.ranks) if _HIDDEN % s[1] == 0):
+    for shape in _shapes(case.ranks):
         mesh = hyperep.init_device_mesh(case.platform, shape, ("ep", "tp"))
         for choices in ("duplicates", "nobody", "empty-rank", "all-empty"):
             problem = _Problem(case, choices, shape[0])
