@@ -43,7 +43,8 @@ def test_grouped_matmul_and_its_gradients(platform, sizes, dtype, tolerance):
     found, expected = results[0]
     for value, reference in zip(found, expected, strict=True):
         assert relative(value.astype(np.float64), reference) < tolerance
-    assert calls[GROUPED] == 3
+    # Of one group it is a plain product: a list of one is not for the operator.
+    assert calls.get(GROUPED, 0) == (0 if len(sizes) == 1 else 3)
 
 
 def test_what_the_operator_does_not_take_goes_round_it(platform):
