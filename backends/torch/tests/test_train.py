@@ -56,7 +56,7 @@ def reference(text, tmp_path_factory):
 def test_losses_are_those_of_the_reference_platform(request, text, reference, tmp_path, world, changes, rtol):
     ranks = request.getfixturevalue(world)
     settings = Settings(**SMALL, lr=1e-2, text=text, out=str(tmp_path), verify=True, **changes).as_dict()
-    summaries = [main(ranks, settings)] if world == "platform" else ranks.run(main, settings)
+    summaries = [main(ranks, settings)] if world == "platform" else ranks.run(main, settings, deadline=250)
     assert reference[-1] < reference[0] - 0.3
     found = [record["loss"] for record in read_metrics(tmp_path, last_step=4)]
     np.testing.assert_allclose(found, reference, rtol=rtol)
@@ -66,7 +66,7 @@ def test_losses_are_those_of_the_reference_platform(request, text, reference, tm
 def test_a_checkpoint_of_the_reference_platform_goes_on_here(two, text, reference, tmp_path):
     settings = Settings(**{**SMALL, "steps": 2}, lr=1e-2, text=text, out=str(tmp_path))
     run(lambda platform: main(platform, settings.as_dict()), 4)
-    two.run(main, settings_for({"steps": 4}, str(tmp_path)).as_dict())
+    two.run(main, settings_for({"steps": 4}, str(tmp_path)).as_dict(), deadline=250)
     found = [record["loss"] for record in read_metrics(tmp_path, last_step=4)]
     np.testing.assert_allclose(found, reference, rtol=1e-9)
 
