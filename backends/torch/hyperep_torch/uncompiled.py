@@ -16,7 +16,11 @@ import torch
 __all__ = ["call_uncompiled"]
 
 
-@torch.compiler.disable
 def call_uncompiled(inner: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
     """Call *inner*; a wrapper for :func:`hyperep_torch.modules.wrap_forward`."""
-    return inner(*inputs, **kwargs)
+    if not torch.compiler.is_compiling():
+        return inner(*inputs, **kwargs)
+    # Here, because to mark a function for the compiler imports it, with Triton, which takes seconds.
+    from hyperep_torch.graph_break import call
+
+    return call(inner, *inputs, **kwargs)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sharded layer under torch.compile computes what it computes without. What cannot be traced breaks the graph."""
 
+import subprocess
+import sys
+
 import hyperep_torch as hep
 import pytest
 import torch
@@ -94,3 +97,15 @@ def test_a_sharded_layer_is_one_break(platform, make):
     torch._dynamo.reset()
     found = torch._dynamo.explain(layer)(torch.randn(10, 8))
     assert found.graph_break_count == 1, found.break_reasons
+
+
+def test_the_compiler_is_imported_by_what_is_compiled_alone():
+    """It takes seconds, and brings Triton along before anybody could choose its interpreter."""
+    code = (
+        "import sys, torch, hyperep, hyperep_torch as hep, hyperep_torch.platform\n"
+        "layer, style = hep.MoE(8, 16, 4, 2), hep.ExpertParallel()\n"
+        "layer(torch.ones(3, 8)).sum().backward()\n"
+        "print([name for name in ('torch._dynamo', 'triton') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]", done.stdout

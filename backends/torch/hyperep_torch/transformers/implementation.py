@@ -18,6 +18,7 @@ from transformers.distributed.expert_parallel import EPImplementation, EPImpleme
 from hyperep.exchange.routed import RoutedExperts, over_ranks, routed_from_rows
 from hyperep.platform.selection import adopt_mesh
 from hyperep_torch.transformers.kernels import declares_its_layout, experts_forward
+from hyperep_torch.uncompiled import call_uncompiled
 
 __all__ = ["HyperepEP"]
 
@@ -45,14 +46,12 @@ class HyperepEP(EPImplementation):
 
         self._routed = over_ranks(local, mesh, self.num_local_experts * mesh.size())
 
-    @torch.compiler.disable
     def __call__(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """Each token's experts, weighted and added up: ``[T, D], [T, K], [T, K] -> [T, D]``."""
-        if self._tp is None:
-            return self._routed(hidden_states, top_k_index, top_k_weights)
-        return self._of_shared_batch(hidden_states, top_k_index, top_k_weights)
+        forward = self._routed if self._tp is None else self._of_shared_batch
+        return call_uncompiled(forward, hidden_states, top_k_index, top_k_weights)
 
     def _of_shared_batch(self, tokens: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Every rank of ``tp`` sends its own of the tokens; each of them then gets all sums."""
