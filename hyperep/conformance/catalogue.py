@@ -23,6 +23,7 @@ REQUIREMENT_MODULES = (
     "gradients",
     "groups",
     "modules",
+    "nested",
     "dispatching",
     "tokens",
     "styles",

@@ -63,25 +63,25 @@ def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
 def vjp(
     function: Callable[..., Any],
     primals: Sequence[np.ndarray],
-    bind: Callable[[Sequence[Any]], None],
+    bind: Callable[[Sequence[Any]], Sequence[Any]],
     parameters: Sequence[np.ndarray],
 ) -> tuple[Any, Callable[..., tuple[np.ndarray, ...]]]:
     """Evaluate ``function(*primals)`` on a new tape; see :meth:`hyperep.platform.protocol.Platform.vjp`.
 
-    *bind* is called with the traced *parameters* before the function runs and with their plain values after it, so
-    that modules read them. The tape's level is counted per thread: the package's own counter is shared by all
-    threads, and ranks are threads here.
+    *bind* is called with the traced *parameters* before the function runs, so that modules read them, and with what it
+    returned then after it: an enclosing ``vjp`` may trace the same ones. The tape's level is counted per thread: the
+    package's own counter is shared by all threads, and ranks are threads here.
     """
     values = [*primals, *parameters]
     roots = [VJPNode.new_root() for _ in values]
     level = getattr(_depth, "value", 0)
     _depth.value = level + 1
     boxes = [new_box(value, level, root) for value, root in zip(values, roots, strict=True)]
+    before = bind(boxes[len(primals) :])
     try:
-        bind(boxes[len(primals) :])
         outputs = function(*boxes[: len(primals)])
     finally:
-        bind(parameters)
+        bind(before)
         _depth.value = level
     several = isinstance(outputs, tuple)
     end = autograd.builtins.tuple(outputs) if several else outputs

@@ -214,9 +214,11 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
     def vjp(  # noqa: D102
         self, function: Callable[..., Any], *primals: np.ndarray, parameters: Sequence[LoopbackParameter] = ()
     ) -> tuple[Any, Callable[..., tuple[np.ndarray, ...]]]:
-        def bind(values: Sequence[Any]) -> None:
+        def bind(values: Sequence[Any]) -> list[Any]:
+            before = [parameter.bound for parameter in parameters]
             for parameter, value in zip(parameters, values, strict=True):
                 parameter.bound = value
+            return before
 
         return autodiff.vjp(function, primals, bind, [parameter.value for parameter in parameters])
 

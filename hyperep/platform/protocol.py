@@ -307,6 +307,7 @@ class Platform(Protocol[T]):
 
         ``pullback(*cotangents)`` takes one cotangent per output and returns the gradients of the primals, then of
         the local parts of *parameters* (which *function* reaches through modules). Gradients are never absent: what
-        does not influence the output gets zeros. The pullback may be called once.
+        does not influence the output gets zeros. The pullback may be called once. A custom forward may call ``vjp``,
+        also on parameters that an enclosing one differentiates, and its backward the pullbacks, the last one first.
         """
         ...

@@ -148,6 +148,17 @@ class ParameterGradientNone(LoopbackPlatform):
         return outputs, lambda *c: tuple(g if i < inputs or np.any(g) else None for i, g in enumerate(pullback(*c)))
 
 
+@mutant("VJP-in-custom-forward", says="gradient of the parameter")
+class ParametersLeftUnbound(LoopbackPlatform):
+    """What an enclosing vjp traces is forgotten by the one inside of it."""
+
+    def vjp(self, function, *primals, parameters=()):
+        outputs, pullback = super().vjp(function, *primals, parameters=parameters)
+        for parameter in parameters:
+            parameter.bound = parameter.value
+        return outputs, pullback
+
+
 @mutant("CUSTOM-gradients")
 class CustomBackwardIgnored(LoopbackPlatform):
     def custom_vjp(self, forward, backward):

@@ -5,13 +5,18 @@
 two pullbacks open, calling the older one first gives the gradients of the younger, or an error. So the recordings are
 counted here, and a pullback whose turn it is not records its function again first. That is always right, and costs a
 second forward only where pullbacks are called out of order.
+
+MindSpore cannot record inside of a custom function's forward: its pullback finds no graph later. A ``vjp`` there
+evaluates, and its pullback, which runs in a backward, records.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mindspore as ms
@@ -34,7 +39,8 @@ class _CustomVjp(private_names.custom_function):
 
     @staticmethod
     def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> Any:
-        outputs, residuals = forward(*inputs)
+        with _off_the_tape():
+            outputs, residuals = forward(*inputs)
         ctx.save_for_backward(*residuals)
         ctx.pullback = backward
         ctx.dtypes = [x.dtype for x in inputs]
@@ -58,7 +64,7 @@ def vjp(
 ) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
     """Evaluate *function* and return its outputs and its pullback; see the protocol."""
     recording = _Recording(function, _distinct(primals), tuple(parameters))
-    outputs = recording.record()
+    outputs = function(*primals) if _custom_forwards.depth else recording.record()
     count = len(outputs) if isinstance(outputs, tuple) else 1
 
     def pullback(*cotangents: Tensor) -> tuple[Tensor, ...]:
@@ -71,6 +77,24 @@ def vjp(
 
 _open_graphs: list[weakref.ref[_Recording]] = []
 """Whose graphs were recorded and not pulled back, oldest first, as the executor has them: one stack per process."""
+
+
+class _CustomForwards(threading.local):
+    """How many forwards of custom functions this thread is in."""
+
+    depth = 0
+
+
+_custom_forwards = _CustomForwards()
+
+
+@contextlib.contextmanager
+def _off_the_tape() -> Iterator[None]:
+    _custom_forwards.depth += 1
+    try:
+        yield
+    finally:
+        _custom_forwards.depth -= 1
 
 
 class _Recording:
