@@ -16,7 +16,8 @@ PORT = "autodiff"
 
 @requirement(
     "VJP-in-custom-forward",
-    "A custom forward may call vjp, on parameters that an enclosing vjp differentiates too; its backward the pullbacks.",
+    "A custom forward may call vjp, on parameters that an enclosing vjp differentiates too, and its backward the "
+    "pullbacks.",
     port=PORT,
     capabilities=(Capability.AUTODIFF,),
     needs=("CUSTOM-calls", "MOD-gradients"),

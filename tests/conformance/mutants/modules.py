@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of modules, parameters and shards."""
+
+import numpy as np
+
+from hyperep.loopback.modules import LoopbackParameter
+from hyperep.loopback.platform import LoopbackPlatform, _value
+from mutants.registry import mutant
+
+
+@mutant("MOD-wrap")
+class KeywordsDropped(LoopbackPlatform):
+    def wrap_forward(self, module, wrapper):
+        super().wrap_forward(module, lambda inner, *inputs, **kwargs: wrapper(inner, *inputs))
+
+
+@mutant("MOD-wrap", says="order")
+class FirstWrapperOutermost(LoopbackPlatform):
+    def wrap_forward(self, module, wrapper):
+        module.wrappers.insert(0, wrapper)
+
+
+@mutant("MOD-assign")
+class AssignRebinds(LoopbackPlatform):
+    def assign(self, parameter, value):
+        parameter.value = np.array(value)
+
+
+@mutant("MOD-assign", says="float64")
+class AssignedWithItsDtype(LoopbackPlatform):
+    def assign(self, parameter, value):
+        parameter.value = parameter.bound = np.array(value)
+
+
+@mutant("MOD-own-values")
+class ParametersShared(LoopbackPlatform):
+    def make_module(self, name, parameters, forward, **options):
+        module = super().make_module(name, parameters, forward, **options)
+        for key, tensor in parameters.items():
+            module.own_parameters[key].value = module.own_parameters[key].bound = tensor
+        return module
+
+
+@mutant("MOD-gradients")
+class GradientsOutOfOrder(LoopbackPlatform):
+    def vjp(self, function, *primals, parameters=()):
+        if len(parameters) < 2:
+            return super().vjp(function, *primals, parameters=parameters)
+        in_order = sorted(parameters, key=id)
+        outputs, pullback = super().vjp(function, *primals, parameters=list(parameters)[::-1])
+        assert in_order
+        return outputs, pullback
+
+
+@mutant("SHARD-parameter")
+class ShardingForgotten(LoopbackPlatform):
+    def shard_parameter(self, module, name, local, sharding):
+        module.own_parameters[name] = LoopbackParameter(_value(local))
+
+
+@mutant("EP-deterministic")
+class NotDeterministic(LoopbackPlatform):
+    """As if atomics added the terms, each time in another order."""
+
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        out = super().grouped_swiglu(x, w1, w2, w3, group_sizes)
+        self.calls = self.__dict__.get("calls", 0) + 1
+        return out * np.float32(1 + 2e-7 * (self.calls % 3))
