@@ -21,9 +21,10 @@ from hyperep.launch.timeout import TIMEOUT_VARIABLE
 from hyperep.platform.candidate import Candidate, State
 from hyperep.platform.errors import PlatformError
 from hyperep.platform.registry import BLOCK_VARIABLE, blocked_names
+from hyperep.platform.removals import class_made_by, used_by_class, used_by_spec
 from hyperep.platform.selection import PLATFORM_VARIABLE, select
 
-__all__ = ["doctor"]
+__all__ = ["announced", "doctor"]
 
 PUBLISHED = {"torch": "hyperep-torch", "torch_npu": "hyperep-torch-npu", "mindspore": "hyperep-mindspore"}
 """Platforms that this project publishes, and the distribution of each: what a newcomer may be missing."""
@@ -50,7 +51,7 @@ def doctor() -> None:
         console.print(f"[bold]{escape(candidate.name)}[/bold]: {candidate.state.value}. {escape(candidate.reason)}")
     chosen, problems, remarks = _selection(candidates)
     problems = [*_missing_requirements(), *_broken(candidates), *problems]
-    remarks = [*remarks, *_installable(candidates), *_variables(candidates)]
+    remarks = [*remarks, *announced(candidates), *_installable(candidates), *_variables(candidates)]
     if chosen:
         console.print(f"\nget_platform() chooses [bold]{escape(chosen)}[/bold] here.")
     for remark in remarks:
@@ -109,6 +110,17 @@ def _selection(candidates: Sequence[Candidate]) -> tuple[str, list[str], list[st
         except PlatformError as error:
             return "", [str(error)], []
     return chosen, [], [str(warning.message) for warning in caught]
+
+
+def announced(candidates: Sequence[Candidate]) -> list[str]:
+    """What platforms that work here use, and that goes in a later version of the protocol, a sentence each."""
+    found = []
+    for candidate in candidates:
+        if candidate.state is State.VIABLE and candidate.spec is not None:
+            kind = class_made_by(candidate.spec)
+            used = [*used_by_spec(candidate.spec), *(used_by_class(kind) if kind else ())]
+            found += [removal.announce(candidate.name) for removal in used]
+    return found
 
 
 def _installable(candidates: Sequence[Candidate]) -> list[str]:

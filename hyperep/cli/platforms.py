@@ -52,7 +52,7 @@ def as_record(candidate: Candidate) -> dict[str, Any]:
         "reason": candidate.reason,
         "distribution": ", ".join(candidate.distributions),
         "version": ", ".join(candidate.versions),
-        "api": spec.api_version if spec else None,
+        "api": list(spec.versions) if spec else None,
         "capabilities": {capability.value: support.value for capability, support in capabilities.items()},
     }
 

@@ -12,6 +12,7 @@ from hyperep.conformance.catalogue import find
 from hyperep.platform.capabilities import complete
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Platform
+from hyperep.platform.removals import used_by_class
 
 __all__ = ["check", "describe"]
 
@@ -39,7 +40,8 @@ def check(
 def describe(platform: Platform[Any]) -> dict[str, Any]:
     """What a report says of the platform itself."""
     supports = {c.value: s.value for c, s in complete(platform.capabilities).items()}
-    return {"name": platform.name, "device": platform.device, "capabilities": supports}
+    announced = [removal.announce(platform.name) for removal in used_by_class(type(platform))]
+    return {"name": platform.name, "device": platform.device, "capabilities": supports, "announced": announced}
 
 
 def _failure(case: Case, error: Exception) -> dict[str, Any]:

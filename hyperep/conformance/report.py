@@ -42,6 +42,8 @@ class Report:
     device: str
     capabilities: Mapping[str, str]
     """Capability -> support, as the platform object declares on this device."""
+    announced: tuple[str, ...] = ()
+    """What the platform uses and a later version of the protocol does not have, a sentence each."""
     suite: str
     """Version of hyperep, whose suite this is."""
     requirements: int = 0
@@ -116,6 +118,7 @@ class Report:
             results = tuple(Result(**{**r, "verdict": Verdict(r["verdict"])}) for r in data.pop("results"))
             selection = data.pop("selection", None)
             data["world_sizes"] = tuple(data["world_sizes"])
+            data["announced"] = tuple(data.get("announced", ()))
             return cls(**data, selection=None if selection is None else tuple(selection), results=results)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a conformance report: {type(error).__name__}: {error}") from error

@@ -97,13 +97,16 @@ def make_report(
 ) -> Report:
     """Put a report together; *selection* is what the run was confined to."""
     capabilities = description.get("capabilities", target.declared)
+    announced = description.get("announced", ())
     assert isinstance(capabilities, Mapping)
+    assert isinstance(announced, Sequence)
     return Report(
         platform=target.name,
         distribution=target.distribution,
         framework=target.framework,
         device=str(description.get("device", "")),
         capabilities=dict(capabilities),
+        announced=(*target.announced, *announced),
         suite=f"hyperep {hyperep.__version__}",
         python=f"{host.python_implementation()} {host.python_version()}, NumPy {np.__version__}",
         machine=f"{host.system()} {host.machine()}, {os.cpu_count()} CPUs",

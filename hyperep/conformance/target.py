@@ -11,6 +11,7 @@ from hyperep.platform.candidate import Candidate, State
 from hyperep.platform.capabilities import complete
 from hyperep.platform.reference import resolve
 from hyperep.platform.registry import default_registry
+from hyperep.platform.removals import used_by_spec
 
 __all__ = ["Target", "find_target"]
 
@@ -26,6 +27,8 @@ class Target:
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     distribution: str = ""
     framework: str = ""
+    announced: tuple[str, ...] = ()
+    """What its spec uses and a later version of the protocol does not have, a sentence each."""
 
     def expects_failure(self, requirement: str, ranks: int) -> str | None:
         """The plugin's reason why it fails *requirement* (``"ID"``, or ``"ID@4"`` for one world size)."""
@@ -53,6 +56,7 @@ def find_target(name: str) -> Target:
         expected_failures=dict(spec.expected_failures),
         distribution=", ".join(versions),
         framework=candidate.viability.framework if candidate.viability else "",
+        announced=tuple(removal.announce(name) for removal in used_by_spec(spec)),
     )
 
 

@@ -51,6 +51,7 @@ def summary(report: Report, *, details: bool = False) -> str:
     if expected:
         lines.append("Known failures, as the plugin declares them:")
         lines += [f"  {id} (world size {_sizes(rs)}): {rs[0].message}" for id, rs in _by_id(expected).items()]
+    lines += [f"Announced: {sentence}" for sentence in report.announced]
     lines += ["", _verdict(report)]
     return "\n".join(lines).strip("\n")
 

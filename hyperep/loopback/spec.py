@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from hyperep.platform.hookspecs import hookimpl
-from hyperep.platform.spec import API_VERSION, PlatformSpec, Viability
+from hyperep.platform.spec import PlatformSpec, Viability
 
 __all__ = ["create", "hyperep_platform_spec", "probe"]
 
@@ -18,7 +18,7 @@ def hyperep_platform_spec() -> PlatformSpec:
 
     return PlatformSpec(
         name="loopback",
-        api_version=API_VERSION,
+        api=(2, 2),
         factory="hyperep.loopback.spec:create",
         probe="hyperep.loopback.spec:probe",
         description="reference platform: NumPy, every rank a thread of one process",

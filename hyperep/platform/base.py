@@ -136,6 +136,8 @@ class PlatformBase(ABC, Generic[T]):
     ) -> tuple[Any, Callable[..., tuple[T, ...]]]: ...
 
     # ------------------------------------------------------------------------- built on the members above
+    # On members of the protocol and on group_size, and on nothing else of this class: platforms that inherit nothing
+    # are given those that came to the protocol after they were written (hyperep.platform.completion).
     def arange(self, start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None) -> T:  # noqa: D102
         return self.xp.arange(start, stop, step, dtype=self.xp.int64 if dtype is None else dtype)
 
@@ -144,11 +146,7 @@ class PlatformBase(ABC, Generic[T]):
         self.to_host(self.all_reduce(self.xp.zeros((1,), dtype=self.xp.int32), group))
 
     def stop_gradient(self, x: T) -> T:  # noqa: D102
-        return self.custom_vjp(lambda x: (self._copy(x), ()), lambda residuals, cotangents, needed: (None,))(x)
-
-    def _copy(self, x: T) -> T:
-        """The same values, bit for bit, of any dtype: adding zero would make integers of booleans, and 0.0 of -0.0."""
-        return self.xp.astype(x, x.dtype)  # type: ignore[attr-defined]
+        return self.custom_vjp(lambda x: (_copied(self.xp, x), ()), lambda residuals, cotangents, needed: (None,))(x)
 
     def from_local(self, local: T, sharding: Sharding) -> Any:  # noqa: D102
         from hyperep.sharding import ShardedTensor
@@ -231,7 +229,7 @@ class PlatformBase(ABC, Generic[T]):
 
     def copy_to_group(self, x: T, group: Group = None) -> T:  # noqa: D102
         return self.custom_vjp(
-            lambda x: (self._copy(x), ()),
+            lambda x: (_copied(self.xp, x), ()),
             lambda residuals, cotangents, needed: (self.all_reduce(cotangents[0], group),),
         )(x)
 
@@ -240,3 +238,8 @@ class PlatformBase(ABC, Generic[T]):
             lambda x: (self.all_reduce(x, group), ()),
             lambda residuals, cotangents, needed: (cotangents[0],),
         )(x)
+
+
+def _copied(xp: Any, x: Any) -> Any:
+    """The same values, bit for bit, of any dtype: adding zero would make integers of booleans, and 0.0 of -0.0."""
+    return xp.astype(x, x.dtype)

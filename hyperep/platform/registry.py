@@ -18,14 +18,14 @@ from contextlib import contextmanager
 
 import pluggy
 
-from hyperep.platform import hookspecs
+from hyperep.platform import hookspecs, versions
 from hyperep.platform.candidate import Candidate, State
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.discovery import Origin, discover
 from hyperep.platform.errors import PlatformBroken, PlatformNotFound
 from hyperep.platform.instances import Instances
 from hyperep.platform.reference import is_reference, resolve
-from hyperep.platform.spec import API_VERSION, PlatformSpec, Viability
+from hyperep.platform.spec import PlatformSpec, Viability
 
 __all__ = ["BLOCK_VARIABLE", "Registry", "blocked_names", "default_registry", "register"]
 
@@ -137,11 +137,7 @@ class Registry:
         spec: PlatformSpec | None = None
         try:
             spec = self._describe(origin)
-            if spec.api_version != API_VERSION:
-                reason = (
-                    f"written for platform API {spec.api_version}, this hyperep has API {API_VERSION}; "
-                    f"install a {origin.distribution or 'plugin'} release made for it"
-                )
+            if reason := versions.why_incompatible(spec, origin.distribution):
                 return _candidate(origins, State.NOT_VIABLE, reason, spec=spec)
             viability = _probe(spec)
         except KeyboardInterrupt:  # the user's
@@ -211,8 +207,7 @@ def _checked(spec: object, origin: Origin) -> PlatformSpec:
         faults.append(
             f"the spec's name {spec.name!r} differs from its entry point's name {origin.name!r}; they must be the same"
         )
-    if not isinstance(spec.api_version, int):
-        faults.append(f"api_version={spec.api_version!r} must be an int")
+    faults += versions.faults(spec)
     if not isinstance(spec.priority, int):
         faults.append(f"priority={spec.priority!r} must be an int")
     faults += [

@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from hyperep.platform.candidate import Candidate, State
+from hyperep.platform.completion import completed
 from hyperep.platform.errors import PlatformError, PlatformNotFound, PlatformPassedOver
 from hyperep.platform.protocol import Platform
 from hyperep.platform.registry import BLOCK_VARIABLE, Registry, default_registry
@@ -63,7 +64,7 @@ def get_platform(name: str | None = None, **options: Any) -> Platform[Any]:
             return platform
     candidate = select(name)
     assert candidate.spec is not None, "a viable candidate has a spec"
-    return default_registry().instances.get(candidate.spec, options)
+    return completed(default_registry().instances.get(candidate.spec, options))
 
 
 def select(name: str | None = None) -> Candidate:

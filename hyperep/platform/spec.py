@@ -8,24 +8,31 @@ from dataclasses import dataclass, field
 
 from hyperep.platform.capabilities import Capability, Support
 
-__all__ = ["API_VERSION", "PlatformSpec", "Viability"]
+__all__ = ["API_OLDEST", "API_VERSION", "PlatformSpec", "Viability"]
 
-API_VERSION = 1
-"""Version of the ``Platform`` protocol. A plugin made for another version is not viable, with that reason."""
+API_VERSION = 2
+"""The newest version of the ``Platform`` protocol; ``docs/platforms.md`` says what each version brought.
+
+A plugin writes numbers into its spec and not this name, which would claim every version to come.
+"""
+API_OLDEST = 1
+"""The oldest version that still runs: a plugin is viable if it knows one from here to ``API_VERSION``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlatformSpec:
     """A platform as its plugin declares it.
 
-    ``factory``, ``probe`` and ``ranks`` are ``"module:callable"`` strings, so that describing a platform imports
+    ``factory``, ``probe`` and ``launcher`` are ``"module:name"`` strings, so that describing a platform imports
     nothing; they are resolved when they are first needed.
     """
 
     name: str
     """Name of the platform; the same as its entry point's."""
-    api_version: int
-    """The ``API_VERSION`` that the plugin was written for."""
+    api: tuple[int, int] | None = None
+    """The oldest and the newest version of the protocol that the plugin was written for, such as ``(2, 2)``."""
+    api_version: int | None = None
+    """The one version that it was written for; version 1 asked for this, and it goes in version 3: use ``api``."""
     factory: str
     """``factory(**options) -> Platform`` for the calling rank, joining the launch that this process is part of."""
     probe: str
@@ -43,6 +50,11 @@ class PlatformSpec:
     """``"module:object"`` of a :class:`hyperep.launch.Launcher`; empty for a platform that is always one rank."""
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     """Conformance requirement id -> why the platform is known to fail it. Strict: passing it is then an error."""
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """The oldest and the newest version of the protocol that the plugin was written for, however it says so."""
+        return self.api or (self.api_version or 0, self.api_version or 0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 PLATFORM_MODULE = """
     from hyperep.platform.capabilities import Capability, Support
     from hyperep.platform.hookspecs import hookimpl
-    from hyperep.platform.spec import API_VERSION, PlatformSpec, Viability
+    from hyperep.platform.spec import PlatformSpec, Viability
 
     {before}
 
@@ -31,7 +31,7 @@ PLATFORM_MODULE = """
     def hyperep_platform_spec():
         {hook}
         return PlatformSpec(
-            name="{spec_name}", api_version={api_version}, factory="{factory}", probe="{module}:probe",
+            name="{spec_name}", api={api}, factory="{factory}", probe="{module}:probe",
             priority={priority}, install_hint="pip install {distribution}",
             capabilities={{Capability.ALL_TO_ALL: Support.FULL, Capability.FLOAT64: Support.EMULATED}},
         )
@@ -54,7 +54,7 @@ class Site:
         before: str = "",
         hook: str = "",
         priority: int = 0,
-        api_version: object = "API_VERSION",
+        api: object = (2, 2),
         spec_name: str = "",
         factory: str = "",
         source: str | None = None,
@@ -76,7 +76,7 @@ class Site:
                 before=before,
                 hook=hook,
                 priority=priority,
-                api_version=api_version,
+                api=api,
                 spec_name=spec_name or name,
                 factory=factory or f"{module}:make",
             )

@@ -51,7 +51,7 @@ def test_json_holds_every_platform_with_every_key(site, hyperep):
         "epsilon": "blocked",
     }
     alpha = records["alpha"]
-    assert (alpha["distribution"], alpha["version"], alpha["api"]) == ("hyperep-alpha", "1.2.3", 1)
+    assert (alpha["distribution"], alpha["version"], alpha["api"]) == ("hyperep-alpha", "1.2.3", [2, 2])
     assert alpha["capabilities"]["all_to_all"] == "full"
     assert alpha["capabilities"]["float64"] == "emulated"
     assert alpha["capabilities"]["modules"] == "unsupported"

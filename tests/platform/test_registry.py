@@ -11,7 +11,7 @@ from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import PlatformBroken, PlatformNotFound
 from hyperep.platform.hookspecs import hookimpl
 from hyperep.platform.registry import Registry
-from hyperep.platform.spec import API_VERSION, PlatformSpec
+from hyperep.platform.spec import PlatformSpec
 
 
 def test_installed_platform_is_described(site):
@@ -98,7 +98,7 @@ MUTE = "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})"
         ({"source": "x = 1"}, "implements no hook hyperep_platform_spec"),
         ({"spec_name": "beta"}, "the spec's name 'beta' differs from its entry point's name 'alpha'"),
         ({"factory": "no colon"}, "factory='no colon' must be a 'package.module:name' string"),
-        ({"api_version": "'1'"}, "api_version='1' must be an int"),
+        ({"api": "'1'"}, "api='1' must be the oldest and the newest version, such as (1, 2)"),
         ({"priority": "'high'"}, "priority='high' must be an int"),
     ],
 )
@@ -153,14 +153,6 @@ def test_absent_device_is_not_viable_although_the_package_is_installed(site):
     (found,) = Registry().candidates()
     assert (found.state, found.summary) == (State.NOT_VIABLE, "no NPU is visible")
     assert "pip install hyperep-alpha" in found.describe()
-
-
-def test_other_api_version_is_not_viable_and_is_not_probed(site):
-    site.install("alpha", api_version=API_VERSION + 1, probe="raise RuntimeError('probed')")
-    (found,) = Registry().candidates()
-    assert found.state is State.NOT_VIABLE
-    assert f"platform API {API_VERSION + 1}" in found.reason
-    assert f"API {API_VERSION};" in found.reason
 
 
 # ------------------------------------ conflict: pitfall 36
@@ -241,7 +233,7 @@ class _Plugin:
     @hookimpl
     def hyperep_platform_spec(self):
         probe = "hyperep.platform.spec:Viability.yes"
-        return PlatformSpec(name=self._name, api_version=API_VERSION, factory="builtins:object", probe=probe)
+        return PlatformSpec(name=self._name, api=(2, 2), factory="builtins:object", probe=probe)
 
 
 def test_object_is_registered_for_a_block_only():

@@ -14,7 +14,7 @@ import pytest
 from hyperep.cli import main as hyperep
 from hyperep.loopback import run
 from hyperep.platform.errors import UnsupportedCapability
-from hyperep.platform.spec import API_VERSION, PlatformSpec
+from hyperep.platform.spec import PlatformSpec
 from hyperep.train import launch, trainer
 from hyperep.train.loop import main
 from hyperep.train.metrics import read_metrics
@@ -256,7 +256,7 @@ def test_a_directory_is_used_again_for_another_run_if_one_says_so(command, tmp_p
 
 
 def test_double_precision_of_a_platform_that_never_has_it_is_told_before_any_rank_starts(small):
-    spec = PlatformSpec(name="x", api_version=API_VERSION, factory="x:y", probe="x:y")
+    spec = PlatformSpec(name="x", api=(2, 2), factory="x:y", probe="x:y")
     with pytest.raises(UnsupportedCapability, match="'x' does not support float64: train with --dtype float32"):
         preflight(small(dtype="float64"), spec, 1)
     preflight(small(), spec, 1)
@@ -320,7 +320,7 @@ LAME = """
     import os
     from hyperep.launch import Launcher, LaunchPlan, RankProcess
     from hyperep.platform.hookspecs import hookimpl
-    from hyperep.platform.spec import API_VERSION, PlatformSpec, Viability
+    from hyperep.platform.spec import PlatformSpec, Viability
 
     class LameLauncher(Launcher):
         def joined(self):
@@ -337,7 +337,7 @@ LAME = """
     @hookimpl
     def hyperep_platform_spec():
         probe = "lame:Viability.yes"
-        return PlatformSpec(name="lame", api_version=API_VERSION, factory="lame:make", probe=probe, LAUNCHER)
+        return PlatformSpec(name="lame", api=(2, 2), factory="lame:make", probe=probe, LAUNCHER)
 """
 
 

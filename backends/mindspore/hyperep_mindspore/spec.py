@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.hookspecs import hookimpl
-from hyperep.platform.spec import API_VERSION, PlatformSpec
+from hyperep.platform.spec import PlatformSpec
 
 __all__ = ["CAPABILITIES", "hyperep_platform_spec"]
 
@@ -24,7 +24,7 @@ def hyperep_platform_spec() -> PlatformSpec:
     """Describe the ``mindspore`` platform."""
     return PlatformSpec(
         name="mindspore",
-        api_version=API_VERSION,
+        api=(2, 2),
         factory="hyperep_mindspore.platform:join",
         probe="hyperep_mindspore.probe:probe",
         description="MindSpore in PyNative mode: CPU, and Ascend with HCCL",

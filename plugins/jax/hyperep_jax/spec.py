@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.hookspecs import hookimpl
-from hyperep.platform.spec import API_VERSION, PlatformSpec, Viability
+from hyperep.platform.spec import PlatformSpec, Viability
 
 __all__ = ["CAPABILITIES", "hyperep_platform_spec", "probe"]
 
@@ -33,7 +33,7 @@ def hyperep_platform_spec() -> PlatformSpec:
     """Describe the ``jax`` platform."""
     return PlatformSpec(
         name="jax",
-        api_version=API_VERSION,
+        api=(2, 2),
         factory="hyperep_jax.platform:create",
         probe="hyperep_jax.spec:probe",
         description="JAX on CPU, an example of a platform on a functional framework",
