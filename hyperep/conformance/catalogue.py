@@ -23,10 +23,12 @@ REQUIREMENT_MODULES = (
     "gradients",
     "groups",
     "modules",
+    "bits",
     "nested",
     "dispatching",
     "tokens",
     "styles",
+    "precision",
     "token_styles",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""

@@ -13,7 +13,8 @@ __all__ = ["all_to_all", "encoded", "experts", "experts_gradients", "grouped_mat
 def encoded(source: int, rows: int, row_shape: Sequence[int] = ()) -> np.ndarray:
     """Rows that tell where they come from: the row's number with the sender in front, and a column below that.
 
-    Integers below 2048, which every dtype holds exactly, float16 and (up to 256) bfloat16 included.
+    Integers below 2048 for up to 63 ranks, exact in float32 and float16; for others see
+    :mod:`hyperep.conformance.bits`.
     """
     number = (source + 1) * 32 + np.arange(rows) % 32
     width = int(np.prod(row_shape))

@@ -225,9 +225,8 @@ class ArrayNamespace:
     def max(x: Tensor, /, *, axis: Axis = None, keepdims: Any = False) -> Tensor:  # noqa: D102
         return _extreme(ops.amax, x, axis, keepdims)
 
-    @staticmethod
-    def mean(x: Tensor, /, *, axis: Axis = None, keepdims: Any = False) -> Tensor:  # noqa: D102
-        total = ArrayNamespace.sum(x, axis=axis, keepdims=keepdims)
+    def mean(self, x: Tensor, /, *, axis: Axis = None, keepdims: Any = False) -> Tensor:  # noqa: D102
+        total = self.sum(x, axis=axis, keepdims=keepdims)
         count = math.prod(x.shape[a] for a in _axes(x, axis))
         return total / count if count else total * math.nan
 
@@ -235,15 +234,14 @@ class ArrayNamespace:
     def min(x: Tensor, /, *, axis: Axis = None, keepdims: Any = False) -> Tensor:  # noqa: D102
         return _extreme(ops.amin, x, axis, keepdims)
 
-    @staticmethod
     def sum(  # noqa: D102
-        x: Tensor, /, *, axis: Axis = None, dtype: Any = None, keepdims: Any = False
+        self, x: Tensor, /, *, axis: Axis = None, dtype: Any = None, keepdims: Any = False
     ) -> Tensor:
         x = ops.cast(x, dtype or _sum_dtype(x.dtype))
         axes = _axes(x, axis)
         if not axes:
             return x
-        return ops.sum(x, axes, keepdim=keepdims) if _size(x) else _empty(_reduced(x.shape, axes, keepdims), x)
+        return self._kernels.sum(x, axes, keepdims) if _size(x) else _empty(_reduced(x.shape, axes, keepdims), x)
 
     def __repr__(self) -> str:
         return f"ArrayNamespace({self._platform})"

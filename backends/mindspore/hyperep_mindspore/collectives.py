@@ -153,7 +153,8 @@ def reduce_scatter(x: Tensor, group: Group, device: str) -> Tensor:
         return ops.zeros((rows, *x.shape[1:]), x.dtype)
     if device == "cpu":
         terms = all_to_all_single(x, None, None, group, device).wait()
-        total = ops.sum(terms.reshape((group.size, rows, *x.shape[1:])), 0)  # [R, N/R, ...] -> [N/R, ...]
+        # [R, N/R, ...] -> [N/R, ...]
+        total = kernels_of(device).sum(terms.reshape((group.size, rows, *x.shape[1:])), (0,), False)
         return ops.cast(total, x.dtype)
     output = ops.zeros((rows, *x.shape[1:]), x.dtype)
     handle = mint.distributed.reduce_scatter_tensor(output, x, group=group.name, async_op=True)

@@ -60,9 +60,10 @@ def sum_rows(x: Tensor, index: Tensor, inverse: Tensor, weights: Tensor | None) 
     def forward(x: Tensor, *weights: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         given, places = widened(x), opened(index)
         factors = [_named(w, places, rows) for w in weights]
-        total = np.zeros((tokens, width), given.dtype)
+        total = np.zeros((tokens, width), np.result_type(given, *factors))  # weights may be wider than rows
         for k, found in enumerate(terms_of(given, places)):
             for factor in factors:
+                found = found.astype(total.dtype, copy=False)
                 found *= factor[:, k, None]
             total += found
         return from_array(total, dtype), (x, *weights) if weights else ()
@@ -75,7 +76,7 @@ def sum_rows(x: Tensor, index: Tensor, inverse: Tensor, weights: Tensor | None) 
         factor = _named(w, places, rows)
         grad_x = grad_w = None
         if needed[0]:
-            by_row = g.take(entry // terms, axis=0)  # [N, D]
+            by_row = g.take(entry // terms, axis=0).astype(np.result_type(g, factor), copy=False)  # [N, D]
             by_row *= factor.reshape(-1)[entry][:, None]
             grad_x = from_array(by_row, dtype)
         if needed[1]:

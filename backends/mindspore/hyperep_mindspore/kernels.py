@@ -37,6 +37,8 @@ class Kernels:
     """Places of numbers in an ascending tensor, neither of them empty; whether on the right of equals."""
     cumsum: Callable[[Tensor, int], Tensor]
     """Running sums along an axis, in the tensor's own dtype."""
+    sum: Callable[[Tensor, tuple[int, ...], bool], Tensor]
+    """Of a tensor that is not empty, over axes, keeping them or not, in the tensor's own dtype. Differentiable."""
     take: Callable[[Tensor, Tensor, int], Tensor]
     """Gather along an axis by one-dimensional indices, neither of them empty. Differentiable."""
     copied: Callable[[Tensor], Tensor]
@@ -58,12 +60,22 @@ def _searchsorted(x1: Tensor, x2: Tensor, right: bool) -> Tensor:
     return ops.searchsorted(x1, x2, right=right)
 
 
+def _sum(x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    return ops.sum(x, axes, keepdim=keepdims)
+
+
+def _sum_on_cpu(x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    # The CPU's kernel adds up integers as float64, which is wrong past 2**53.
+    return host_order.sum_integers(x, axes, keepdims) if x.dtype == ms.int64 else _sum(x, axes, keepdims)
+
+
 CPU = Kernels(
     arange=host_order.arange,
     full=host_order.full,
     argsort=host_order.argsort,
     searchsorted=host_order.searchsorted,
     cumsum=lambda x, axis: ops.cumsum(x, axis),
+    sum=_sum_on_cpu,
     take=host_rows.take,
     copied=host.copied,
     sum_rows=lambda platform, *arguments: host_rows.sum_rows(*arguments),
@@ -75,6 +87,7 @@ GPU = replace(
     full=_full,
     argsort=lambda x, axis, descending: ops.cast(ops.argsort(x, axis, descending), ms.int64),
     searchsorted=_searchsorted,
+    sum=_sum,
     take=lambda x, indices, axis: ops.gather(x, indices, axis),
     copied=lambda x: x.contiguous().copy(),
     sum_rows=PlatformBase.sum_rows,

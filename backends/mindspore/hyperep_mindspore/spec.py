@@ -32,4 +32,8 @@ def hyperep_platform_spec() -> PlatformSpec:
         priority=50,
         capabilities=CAPABILITIES,
         launcher="hyperep_mindspore.launcher:launcher",
+        expected_failures={
+            "XP-float64-scalars": "the operators of MindSpore's tensors take a Python float as float32; make a "
+            "tensor of float64 of it where its digits matter",
+        },
     )

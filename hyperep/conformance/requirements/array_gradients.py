@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperep.conformance.bits import dtypes
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import requirement
 from hyperep.platform.capabilities import Capability
@@ -18,31 +19,42 @@ _CAPABILITIES = (Capability.AUTODIFF,)
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+_TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
+
+
 def _check(case: Case, table: dict[str, tuple[Callable[..., Any], Formula]], x: np.ndarray) -> None:
     for name, (function, formula) in table.items():
-        case.note(function=name)
+        case.note(function=name, dtype=x.dtype.name)
         shape = case.platform.vjp(function, case.tensor(x))[0].shape
-        g = case.normal(shape, 5)
+        g = case.rng(5).normal(size=tuple(shape)).astype(x.dtype)
         _, (gradient,) = case.gradients(function, [x], g)
-        case.close(gradient, formula(x, g), f"gradient through {name}")
+        case.close(gradient, formula(x, g), f"gradient through {name}", _TOLERANCE[x.dtype.name])
         case.is_true(
             gradient.dtype == x.dtype, f"gradient through {name} has dtype {gradient.dtype}, must be {x.dtype}"
         )
 
 
+def _normal(case: Case, dtype: str, shape: tuple[int, ...], *key: int) -> np.ndarray:
+    return case.rng(*key).normal(size=shape).astype(dtype)
+
+
 @requirement(
     "XP-grad-elementwise",
-    "Elementwise functions and operators have their gradients.",
+    "Elementwise functions and operators have their gradients, in float64 to its own digits.",
     port=PORT,
     capabilities=_CAPABILITIES,
     needs=_NEEDS,
 )
 def elementwise(case: Case) -> None:
-    xp = case.xp
-    x = np.abs(case.normal((3, 4), 1)) + np.float32(0.5)
-    y = np.abs(case.normal((3, 4), 2)) + np.float32(0.6)
-    other = case.tensor(y)
-    table = {
+    for dtype in dtypes(case, tuple(_TOLERANCE)):
+        x = np.abs(_normal(case, dtype, (3, 4), 1)) + np.dtype(dtype).type(0.5)
+        y = np.abs(_normal(case, dtype, (3, 4), 2)) + np.dtype(dtype).type(0.6)
+        _check(case, _elementwise(case, y), x)
+
+
+def _elementwise(case: Case, y: np.ndarray) -> dict[str, tuple[Callable[..., Any], Formula]]:
+    xp, other = case.xp, case.tensor(y)
+    return {
         "exp": (lambda x: xp.exp(x), lambda x, g: g * np.exp(x)),
         "log": (lambda x: xp.log(x), lambda x, g: g / x),
         "sqrt": (lambda x: xp.sqrt(x), lambda x, g: g / (2 * np.sqrt(x))),
@@ -57,12 +69,11 @@ def elementwise(case: Case) -> None:
         "1 - x": (lambda x: 1 - x, lambda x, g: -g),
         "x + x * x": (lambda x: x + x * x, lambda x, g: g * (1 + 2 * x)),
     }
-    _check(case, table, x)
 
 
 @requirement(
     "XP-grad-shapes",
-    "Functions that move or repeat elements have their gradients; a repeated element sums them.",
+    "Functions that move or repeat elements have their gradients, in float64 to its own digits; repeats sum them.",
     port=PORT,
     capabilities=_CAPABILITIES,
     needs=_NEEDS,
@@ -79,12 +90,15 @@ def shapes(case: Case) -> None:
         "slice": (lambda x: x[1:, :2], lambda x, g: np.pad(g, ((1, 0), (0, 2)))),
         "astype": (lambda x: xp.astype(x, xp.float32), lambda x, g: g),
     }
-    _check(case, table, case.normal((3, 4), 1))
+    for dtype in dtypes(case, tuple(_TOLERANCE)):
+        if dtype == "float64":
+            table["astype"] = (lambda x: xp.astype(x, xp.float64), lambda x, g: g)
+        _check(case, table, _normal(case, dtype, (3, 4), 1))
 
 
 @requirement(
     "XP-grad-indexing",
-    "take and take_along_axis have gradients that sum over repeated indices.",
+    "take and take_along_axis have gradients that sum over repeated indices, in float64 to its own digits.",
     port=PORT,
     capabilities=_CAPABILITIES,
     needs=_NEEDS,
@@ -108,21 +122,25 @@ def indexing(case: Case) -> None:
         "take": (lambda x: xp.take(x, index, axis=0), scatter_rows),
         "take_along_axis": (lambda x: xp.take_along_axis(x, within, axis=1), scatter_columns),
     }
-    _check(case, table, case.normal((3, 4), 1))
+    for dtype in dtypes(case, tuple(_TOLERANCE)):
+        _check(case, table, _normal(case, dtype, (3, 4), 1))
 
 
 @requirement(
     "XP-grad-reductions",
-    "sum, mean, max, min, cumulative_sum and matmul have their gradients.",
+    "sum, mean, max, min, cumulative_sum and matmul have their gradients, in float64 to its own digits.",
     port=PORT,
     capabilities=_CAPABILITIES,
     needs=_NEEDS,
 )
 def reductions(case: Case) -> None:
-    xp = case.xp
-    w = case.normal((4, 2), 3)
-    weight = case.tensor(w)
-    table: dict[str, tuple[Callable[..., Any], Formula]] = {
+    for dtype in dtypes(case, tuple(_TOLERANCE)):
+        _check(case, _reductions(case, _normal(case, dtype, (4, 2), 3)), _normal(case, dtype, (3, 4), 1))
+
+
+def _reductions(case: Case, w: np.ndarray) -> dict[str, tuple[Callable[..., Any], Formula]]:
+    xp, weight = case.xp, case.tensor(w)
+    return {
         "sum": (lambda x: xp.sum(x), lambda x, g: np.broadcast_to(g, x.shape)),
         "sum over an axis": (lambda x: xp.sum(x, axis=1), lambda x, g: np.broadcast_to(g[:, None], x.shape)),
         "mean": (lambda x: xp.mean(x, axis=0), lambda x, g: np.broadcast_to(g / 3, x.shape)),
@@ -135,4 +153,3 @@ def reductions(case: Case) -> None:
         "matmul": (lambda x: xp.matmul(x, weight), lambda x, g: g @ w.T),
         "@": (lambda x: x @ weight, lambda x, g: g @ w.T),
     }
-    _check(case, table, case.normal((3, 4), 1))

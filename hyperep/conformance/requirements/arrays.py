@@ -35,6 +35,8 @@ I64 = np.array([[5, -2, 7, 0], [1, 1, 3, -4], [2, 9, 2, 6]])
 I32 = I64.astype(np.int32)
 EMPTY = np.zeros((0, 4), np.float32)
 TIES = np.array([[3, 1, 3, 2], [0, 0, 1, 0]])
+MANY_TIES = np.random.default_rng(12).integers(0, 7, size=(3, 500))
+"""More than the few elements that an unstable sort leaves in order by chance."""
 SORTED = np.array([0, 2, 2, 5, 9])
 
 
@@ -131,14 +133,25 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             lambda x, a=axis: np.argsort(x, axis=a, kind="stable"),
             (x,),
         )
-        for x in (F, TIES, TIES.astype(np.int32), np.zeros((3, 0), np.int64))
+        for x in (
+            *(F, TIES, TIES.astype(np.int32), TIES.astype(np.float32), np.zeros((3, 0), np.int64)),
+            *(MANY_TIES, MANY_TIES.astype(np.int32), MANY_TIES.astype(np.float32)),
+        )
         for axis in (1, -1)
     )
-    + (
+    + tuple(
         Example(
             lambda xp, x: xp.argsort(x, axis=1, descending=True, stable=True),
             lambda x: np.argsort(-x, axis=1, kind="stable"),
-            (F,),
+            (x,),
+        )
+        for x in (F, TIES, TIES.astype(np.int32), TIES.astype(np.float32), MANY_TIES, MANY_TIES.astype(np.float32))
+    )
+    + (
+        Example(
+            lambda xp, x: xp.argsort(x, axis=0, descending=True, stable=True),
+            lambda x: np.argsort(-x, axis=0, kind="stable"),
+            (MANY_TIES.T.copy(),),
         ),
         Example(lambda xp, x: xp.argsort(x, stable=True), lambda x: np.argsort(x, kind="stable"), (TIES.ravel(),)),
     ),
@@ -330,31 +343,61 @@ def attributes(case: Case) -> None:
         case.is_true(all(isinstance(int(n), int) for n in tensor.shape), "sizes must be ints")
 
 
-def _dtype(name: str, capability: Capability) -> Requirement:
+def _dtype(name: str, capability: Capability, digits: int, top: int) -> Requirement:
     def check(case: Case) -> None:
-        values = np.array([[0.5, -2.0, 3.0], [4.0, 0.25, -1.5]], np.float32)
-        x = case.tensor(values, name)
-        case.is_true(x.dtype == case.dtype(name), f"astype to {name} gave {x.dtype}")
-        product = x * x
-        case.is_true(product.dtype == case.dtype(name), f"{name} * {name} gave {product.dtype}")
-        case.close(case.xp.astype(product, case.xp.float32), values**2, "squares", 1e-2)
-        arrived = case.host(x)
-        case.is_true(arrived.dtype == ("float32" if name == "bfloat16" else name), f"{name} arrived as {arrived.dtype}")
-        case.close(arrived, values, "values on the host", 0)
+        xp, of, step, largest = case.xp, case.dtype(name), 2.0**-digits, 2.0**top
+        x = case.tensor(np.array([[1, 3], [1.5, -2]], np.float32), name)
+        one = xp.ones((2, 2), dtype=of)
+        # One step above one, which a narrower dtype would round away, and one that overflows in a dtype of less range.
+        fine, large = one + step, xp.full((2, 2), largest, dtype=of)
+        index = case.tensor(np.array([1, 0]))
+        for what, got, want in (
+            ("values", x, [[1, 3], [1.5, -2]]),
+            ("1 + the smallest step", fine, np.full((2, 2), 1 + step)),
+            ("the same, less 1", fine - one, np.full((2, 2), step)),
+            ("a product with it", fine * x, np.array([[1, 3], [1.5, -2]]) * (1 + step)),
+            ("a large value", large, np.full((2, 2), largest)),
+            ("a large value, divided", large / (2 * one), np.full((2, 2), largest / 2)),
+            ("a sum", xp.sum(x, axis=0), [2.5, 1]),
+            ("a product of matrices", xp.matmul(x, one), [[4, 4], [-0.5, -0.5]]),
+            ("where", xp.where(x > one, fine, x), [[1, 1 + step], [1 + step, -2]]),
+            ("maximum", xp.maximum(x, fine), [[1 + step, 3], [1.5, 1 + step]]),
+            ("concat", xp.concat([x, fine], axis=0), [[1, 3], [1.5, -2], [1 + step] * 2, [1 + step] * 2]),
+            ("take", xp.take(x, index, axis=0), [[1.5, -2], [1, 3]]),
+            ("a scalar, added", x + 1, [[2, 4], [2.5, -1]]),
+            ("a scalar, multiplied", 0.5 * x, [[0.5, 1.5], [0.75, -1]]),
+            ("the absolute value", xp.abs(x), [[1, 3], [1.5, 2]]),
+        ):
+            case.is_true(got.dtype == of, f"{what}: the result has dtype {got.dtype}, must be {name}")
+            same_values = np.asarray(want, "float32" if name == "bfloat16" else name)
+            if what == "a product with it":  # rounded, where a mantissa has no room
+                case.close(got, same_values, what, 2 * step)
+            else:
+                case.equal(got, same_values, what)
 
     return requirement(
         f"DTYPE-{name}",
-        f"Where {capability.value} is declared, xp.{name} exists, is kept by arithmetic and arrives on the host"
-        + (" as float32." if name == "bfloat16" else "."),
+        f"Where {capability.value} is declared, xp.{name} exists, has its precision and range, is kept by arithmetic "
+        "and arrives on the host" + (" as float32." if name == "bfloat16" else "."),
         port=PORT,
         level=Level.OPTIONAL,
         capabilities=(capability,),
-        needs=("HOST-roundtrip",),
+        needs=(
+            "XP-astype",
+            "XP-concat",
+            "XP-full",
+            "XP-matmul",
+            "XP-maximum",
+            "XP-ones",
+            "XP-sum",
+            "XP-take",
+            "XP-where",
+        ),
     )(check)
 
 
 DTYPES = (
-    _dtype("float64", Capability.FLOAT64),
-    _dtype("float16", Capability.FLOAT16),
-    _dtype("bfloat16", Capability.BFLOAT16),
+    _dtype("float64", Capability.FLOAT64, 52, 1000),
+    _dtype("float16", Capability.FLOAT16, 10, 15),
+    _dtype("bfloat16", Capability.BFLOAT16, 7, 120),
 )

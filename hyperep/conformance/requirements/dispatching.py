@@ -10,6 +10,7 @@ import numpy as np
 
 import hyperep
 from hyperep.conformance import oracle
+from hyperep.conformance.bits import same_bits, values
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import Level, Requirement, requirement
 from hyperep.conformance.routings import ROUTINGS, splits
@@ -120,11 +121,10 @@ def int32_counts(case: Case) -> None:
 )
 def bfloat16(case: Case) -> None:
     counts = _counts(case, "random")
-    x = oracle.encoded(case.rank, int(counts[case.rank].sum()), (_DIM,)).astype(np.float32)
+    x = values(case, "bfloat16", (int(counts[case.rank].sum()), _DIM), case.rank)
     rows, _, context = hyperep.dispatch(case.tensor(x, "bfloat16"), case.tensor(counts[case.rank]), _mesh(case))
     back = hyperep.combine(rows, context)
-    case.is_true(back.dtype == case.dtype("bfloat16"), f"the rows came back as {back.dtype}")
-    case.equal(case.host(back), x, "rows that went there and back")
+    same_bits(case, back, x, "bfloat16", "rows that went there and back")
 
 
 @requirement(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.conformance import oracle
+from hyperep.conformance.bits import same_bits, values
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.platform.capabilities import Capability
@@ -125,17 +126,16 @@ def a2a_gradient_twice(case: Case) -> None:
 )
 def a2a_gradient_bfloat16(case: Case) -> None:
     splits, me = _uneven(case), case.rank
-    sent = [oracle.encoded(r, int(n), (2,)) for r, n in enumerate(splits.sum(axis=1))]
-    back = [oracle.encoded(r, int(n), (2,)) for r, n in enumerate(splits.sum(axis=0))]
-    x, g = case.tensor(sent[me].astype(np.float32), "bfloat16"), case.tensor(back[me].astype(np.float32), "bfloat16")
+    sent = [values(case, "bfloat16", (n, 2), 1, r) for r, n in enumerate(splits.sum(axis=1))]
+    back = [values(case, "bfloat16", (n, 2), 2, r) for r, n in enumerate(splits.sum(axis=0))]
+    x, g = case.tensor(sent[me], "bfloat16"), case.tensor(back[me], "bfloat16")
     out, pullback = case.platform.vjp(lambda x: _exchange(case, x, splits), x)
     (gradient,) = pullback(g)
     for what, tensor, want in (
         ("output", out, oracle.all_to_all(sent, splits, me)),
         ("gradient", gradient, oracle.all_to_all(back, splits.T, me)),
     ):
-        case.is_true(tensor.dtype == case.dtype("bfloat16"), f"{what} has dtype {tensor.dtype}")
-        case.equal(case.host(tensor), want.astype(np.float32), what)
+        same_bits(case, tensor, want, "bfloat16", what)
 
 
 @requirement(
