@@ -29,6 +29,7 @@ REQUIREMENT_MODULES = (
     "tokens",
     "styles",
     "precision",
+    "sizes",
     "token_styles",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""

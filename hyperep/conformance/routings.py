@@ -22,14 +22,14 @@ def _random(rng: np.random.Generator, ranks: int, experts: int) -> np.ndarray:
 
 def _hot_expert(rng: np.random.Generator, ranks: int, experts: int) -> np.ndarray:
     counts = np.zeros((ranks, experts), dtype=np.int64)
-    counts[:, experts // 2] = 5 + np.arange(ranks)
+    counts[:, experts // 2] = 300 + np.arange(ranks)  # more than a tile of a kernel
     return counts
 
 
 def _hot_rank(rng: np.random.Generator, ranks: int, experts: int) -> np.ndarray:
     counts = np.zeros((ranks, experts), dtype=np.int64)
     local = experts // ranks
-    counts[:, -local:] = rng.integers(1, 4, size=(ranks, local))
+    counts[:, -local:] = rng.integers(100, 140, size=(ranks, local))
     return counts
 
 
