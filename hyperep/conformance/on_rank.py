@@ -7,8 +7,10 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from hyperep.conformance.calls import LastCall, watching_calls
 from hyperep.conformance.case import Case
 from hyperep.conformance.catalogue import find
+from hyperep.launch.places import code_of, place_of_traceback
 from hyperep.platform.capabilities import complete
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Platform
@@ -24,16 +26,18 @@ def check(
 
     Returns:
         ``outcome``: ``"met"``, ``"refused"`` (UnsupportedCapability, with ``capability``) or ``"failed"``; then
-        ``message`` (one line), ``traceback``, ``where`` (the same on all ranks that failed at one place) and ``notes``.
+        ``message`` (one line), ``traceback``, ``where`` (the same on all ranks that failed at one place), ``place`` (in
+        the author's files), ``call`` (the last one, with its inputs) and ``notes``.
     """
     case = Case(platform=platform, requirement=requirement, seed=seed, ranks=ranks, declared=declared)
-    try:
-        find(requirement).check(case)
-    except UnsupportedCapability as error:
-        refused = getattr(error.capability, "value", str(error.capability))
-        return {**_failure(case, error), "outcome": "refused", "capability": refused}
-    except Exception as error:
-        return _failure(case, error)
+    with watching_calls(platform) as last:
+        try:
+            find(requirement).check(case)
+        except UnsupportedCapability as error:
+            refused = getattr(error.capability, "value", str(error.capability))
+            return {**_failure(case, error, last), "outcome": "refused", "capability": refused}
+        except Exception as error:
+            return _failure(case, error, last)
     return {"outcome": "met"}
 
 
@@ -44,7 +48,7 @@ def describe(platform: Platform[Any]) -> dict[str, Any]:
     return {"name": platform.name, "device": platform.device, "capabilities": supports, "announced": announced}
 
 
-def _failure(case: Case, error: Exception) -> dict[str, Any]:
+def _failure(case: Case, error: Exception, last: LastCall) -> dict[str, Any]:
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first one is check() above
     text = f"{error}" if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
     return {
@@ -52,5 +56,7 @@ def _failure(case: Case, error: Exception) -> dict[str, Any]:
         "message": text,
         "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
         "where": [(frame.name, frame.lineno) for frame in frames],
+        "place": place_of_traceback(error.__traceback__, code_of(type(case.platform)), shown=0) or last.place,
+        "call": last.text,
         "notes": {key: repr(value) if not isinstance(value, str) else value for key, value in case.notes.items()},
     }

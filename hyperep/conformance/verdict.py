@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperep.conformance.requirement import Level, Requirement
 
-__all__ = ["CONFORMING", "Judgement", "Verdict", "judge", "unsupported"]
+__all__ = ["CONFORMING", "Judgement", "Verdict", "judge", "line", "told", "unsupported"]
 
 
 class Verdict(enum.Enum):
@@ -68,24 +68,24 @@ def judge(requirement: Requirement, outcomes: Sequence[Mapping[str, Any]], suppo
         message = f"{_ranks([r for r, _ in failed], len(outcomes))}{outcome['message']}"
         if lacking:
             message = f"{lacking[0]} is declared UNSUPPORTED, so this must raise UnsupportedCapability; {message}"
-        return Judgement(Verdict.FAILED, _one_line(message), _detail(rank, outcome))
+        return Judgement(Verdict.FAILED, _one_line(message), _detail(rank, outcomes))
     if not lacking:
         if not refused:
             return Judgement(Verdict.PASSED)
         rank, outcome = refused[0]
         supported = f"{outcome['capability']} is declared {supports.get(outcome['capability'], 'unsupported').upper()}"
         who = _ranks([r for r, _ in refused], len(outcomes))
-        return Judgement(Verdict.FAILED, _one_line(f"{who}{outcome['message']} ({supported})"), _detail(rank, outcome))
+        return Judgement(Verdict.FAILED, _one_line(f"{who}{outcome['message']} ({supported})"), _detail(rank, outcomes))
     if len(refused) < len(outcomes):
         message = (
             f"{lacking[0]} is declared UNSUPPORTED, so this must raise UnsupportedCapability, but nothing was raised"
         )
-        return Judgement(Verdict.FAILED, message)
+        return Judgement(Verdict.FAILED, message, _lines(outcomes))
     wrong = sorted({o["capability"] for _, o in refused} - set(lacking))
     if wrong:
         rank, outcome = refused[0]
         message = f"{lacking} are declared UNSUPPORTED, but what was refused is {wrong}"
-        return Judgement(Verdict.FAILED, message, _detail(rank, outcome))
+        return Judgement(Verdict.FAILED, message, _detail(rank, outcomes))
     if requirement.level is Level.CORE:
         return Judgement(Verdict.MISSING, f"needs {', '.join(lacking)}, declared UNSUPPORTED")
     return Judgement(Verdict.UNSUPPORTED, f"refused as declared: {', '.join(lacking)}")
@@ -101,6 +101,26 @@ def _one_line(message: str) -> str:
     return message.partition("\n")[0]
 
 
-def _detail(rank: int, outcome: Mapping[str, Any]) -> str:
-    notes = "".join(f"\n  {key}: {value}" for key, value in outcome["notes"].items())
-    return f"rank {rank}:{notes}\n{outcome['traceback'].rstrip()}"
+def line(outcome: Mapping[str, Any]) -> str:
+    """What became of the check on one rank: the verdict, what was found, and the place in the author's files."""
+    if outcome["outcome"] == "met":
+        return "passed"
+    found = _one_line(outcome["message"])
+    place = outcome.get("place", "")
+    return f"{outcome['outcome']}: {found}" + (f": in {place}" if place else "")
+
+
+def told(outcome: Mapping[str, Any]) -> str:
+    """All that is known of an outcome: the values of the check's inputs, the last call, the traceback."""
+    known = {**outcome["notes"], "its last call": outcome.get("call", "")}
+    notes = "".join(f"  {key}: {value}\n" for key, value in known.items() if value)
+    return notes + outcome["traceback"].rstrip()
+
+
+def _lines(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(f"rank {rank}: {line(outcome)}" for rank, outcome in enumerate(outcomes))
+
+
+def _detail(rank: int, outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each rank, then everything about the first one at fault."""
+    return f"{_lines(outcomes)}\n--- rank {rank}\n{told(outcomes[rank])}"

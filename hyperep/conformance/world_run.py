@@ -10,8 +10,8 @@ from typing import Any
 from hyperep.conformance.report import Result
 from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.target import Target
-from hyperep.conformance.verdict import Judgement, Verdict, judge, unsupported
-from hyperep.launch.failure import End
+from hyperep.conformance.verdict import Judgement, Verdict, judge, told, unsupported
+from hyperep.launch.failure import End, Shortfall
 from hyperep.launch.pool import RankPool
 from hyperep.platform.errors import RankFailure
 
@@ -108,7 +108,7 @@ class WorldRun:
         }
         try:
             outcomes = self._pool.run(
-                "hyperep.conformance.on_rank:check", arguments, deadline=self.deadline, hurry=_failed
+                "hyperep.conformance.on_rank:check", arguments, deadline=self.deadline, shortfall=_shortfall
             )
         except RankFailure as failure:
             return self._rank_failure(failure)
@@ -122,18 +122,20 @@ class WorldRun:
 
     def _rank_failure(self, failure: RankFailure) -> Judgement:
         headline, _, rest = failure.details.partition("\n")
-        own = [end for end in failure.ends if end.end is End.FINISHED and end.result and _failed(end.result)]
-        if failure.rank is None and own:
+        first = failure.ends[0] if failure.ends else None
+        if first is not None and first.end is End.FAILED:
             # Not the deadline is the fault, but the rank that raised and left the others waiting.
-            headline = f"on {own[0].label} only, while others wait for it: {own[0].result['message']}".partition("\n")[
-                0
-            ]
-            rest = f"{own[0].result['traceback']}{rest}"
-        return Judgement(Verdict.FAILED, headline, rest)
+            headline = f"on {first.label} only, while others wait for it: {first.summary}"
+        lines = [end.line for end in failure.ends]
+        return Judgement(Verdict.FAILED, headline, "\n".join([*lines, rest]))
 
 
-def _failed(outcome: Mapping[str, Any]) -> bool:
-    return outcome.get("outcome") == "failed"
+def _shortfall(outcome: Mapping[str, Any]) -> Shortfall | None:
+    """What a failed check says, for the report of a world in which another rank did not end."""
+    if outcome.get("outcome") != "failed":
+        return None
+    summary = outcome["message"].partition("\n")[0]
+    return Shortfall(summary=summary, place=outcome["place"], detail=told(outcome))
 
 
 def _in_step(outcomes: Sequence[Mapping[str, Any]]) -> bool:

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Pipe
 from typing import IO, Any
 
+from hyperep.launch.doing import Doings
 from hyperep.launch.messages import Hello
+from hyperep.launch.places import code_of
 from hyperep.launch.plan import Auxiliary, RankProcess
 from hyperep.launch.steps import StepCounts
 from hyperep.launch.worker import STACKS_SIGNAL
@@ -75,9 +77,9 @@ class Child:
         # A process in a debugger is trapped, which is none of our business.
         return signal.Signals(state.si_status).name if state is not None and state.si_code == os.CLD_STOPPED else ""
 
-    def printed(self) -> str:
+    def printed(self, characters: int = _TAIL) -> str:
         """The end of what it printed, if that was kept."""
-        return "" if self._output is None else _tail(self._output)
+        return "" if self._output is None else _tail(self._output, characters)
 
     def wait(self, end: float) -> None:
         """Wait for the end of the process until ``time.monotonic()`` is *end*."""
@@ -112,9 +114,13 @@ class Hosted(Child):
         self.ranks = process.ranks
         self._stacks: IO[bytes] = _scratch()
         self._steps: IO[bytes] = _scratch()
+        self._doings: IO[bytes] = _scratch()
+        self.own = code_of(type(hello.launcher))
+        """Where the code of the plugin's author lies."""
         self._counts = StepCounts(self._steps.fileno())
         self.channel, theirs = Pipe()
-        numbers = [os.getpid(), theirs.fileno(), self._stacks.fileno(), self._steps.fileno()]
+        files = (self._stacks, self._steps, self._doings)
+        numbers = [os.getpid(), theirs.fileno(), *(file.fileno() for file in files)]
         command = [sys.executable, "-c", _BOOT, json.dumps(_search_path()), *map(str, numbers)]
         super().__init__(command, {**shared, **process.environment}, quiet, numbers[1:])
         theirs.close()  # or the end of the child would not be the end of the channel
@@ -128,6 +134,10 @@ class Hosted(Child):
     def steps(self) -> dict[int, int]:
         """How many steps each of its ranks has done."""
         return {rank: self._counts.read(position) for position, rank in enumerate(self.ranks)}
+
+    def doing(self, rank: int) -> str:
+        """What one of its ranks said last that it would do."""
+        return Doings(self._doings.fileno()).read(self.ranks.index(rank))
 
     def ask_for_stacks(self) -> None:
         """Have the process write where its threads stand, if it lives and runs."""
@@ -160,6 +170,7 @@ class Hosted(Child):
         self.channel.close()
         self._stacks.close()
         self._steps.close()
+        self._doings.close()
 
 
 def _scratch() -> IO[bytes]:

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from hyperep.launch.children import Helper, Hosted
 from hyperep.launch.clock import RunningClock
-from hyperep.launch.failure import End, RankEnd, rank_failure
+from hyperep.launch.failure import End, RankEnd, Shortfall, rank_failure
 from hyperep.launch.messages import Finished, Raised, Ready
-from hyperep.launch.places import place_in_dump
+from hyperep.launch.places import place_in_dump, place_of_crash
 from hyperep.launch.steps import LateRanks, StepsOverdue
 from hyperep.platform.errors import RankFailure
 
@@ -46,6 +46,7 @@ class Collection:
         self._ranks = sum(len(process.ranks) for process in processes)
         self._clock = RunningClock()
         self._heard: dict[int, Any] = {}
+        self._short: dict[int, Shortfall] = {}
         self._dead: dict[int, float] = {}  # position of a process -> when its end was noticed
         self._stopped: dict[int, float] = {}  # position of a process -> since when it was seen to be stopped
 
@@ -56,7 +57,7 @@ class Collection:
         *,
         deadline: float | None = None,
         timeout: float | None = None,
-        hurry: Callable[[Any], bool] | None = None,
+        shortfall: Callable[[Any], Shortfall | None] | None = None,
     ) -> dict[int, Any]:
         """Wait until each rank has sent a message of *kind*, and return them by rank.
 
@@ -65,7 +66,7 @@ class Collection:
             what: the ranks do, for people.
             deadline: seconds for all of it.
             timeout: seconds from one step of a rank to the next.
-            hurry: as for :meth:`hyperep.launch.world.World.run`.
+            shortfall: as for :meth:`hyperep.launch.world.World.run`.
 
         Raises:
             RankFailure: a rank raised, died, was stopped or is late.
@@ -78,7 +79,8 @@ class Collection:
             for message in self._receive(min(_POLL, max(0.0, end - self._clock()))):
                 if isinstance(message, (kind, Raised)):
                     self._heard[message.rank] = message
-                    if hurry is not None and isinstance(message, Finished) and hurry(message.result):
+                    if isinstance(message, Finished) and shortfall is not None and (short := shortfall(message.result)):
+                        self._short[message.rank] = short
                         end = min(end, self._clock() + _STRAGGLERS)
             self._look()
             if not failed and (reason := self._reason()) is not None:
@@ -151,28 +153,36 @@ class Collection:
         process = self._processes[position]
         ends = []
         for rank in process.ranks:
-            if isinstance(message := self._heard.get(rank), Raised):
-                ends.append(
-                    RankEnd(ranks=(rank,), end=End.RAISED, at=message.at, summary=message.summary, error=message)
-                )
+            message = self._heard.get(rank)
+            if isinstance(message, Raised):
+                facts: dict[str, Any] = {"at": message.at, "summary": message.summary, "place": message.place}
+                ends.append(RankEnd(ranks=(rank,), end=End.RAISED, error=message, **facts))
+            elif message is not None and (short := self._short.get(rank)) is not None:
+                facts = {"at": message.at, "summary": short.summary, "place": short.place, "stack": short.detail}
+                ends.append(RankEnd(ranks=(rank,), end=End.FAILED, result=message.result, **facts))
             elif message is not None:
                 ends.append(RankEnd(ranks=(rank,), end=End.FINISHED, result=getattr(message, "result", None)))
         missing = self._missing(position)
         if not missing:
             return ends
-        stack = process.stacks()
+        stack, own = process.stacks(), process.own
+        doings = {rank: process.doing(rank) for rank in missing}
         if position in self._dead:
             told = "\n".join(t for t in (stack, process.printed()) if t)
             summary, outside = process.epitaph()
-            at = self._dead[position]
-            return [*ends, RankEnd(ranks=missing, end=End.DIED, at=at, summary=summary, stack=told, outside=outside)]
+            facts = {"at": self._dead[position], "summary": summary, "outside": outside, "stack": told}
+            facts |= {"place": place_of_crash(stack, own), "doing": _of_several(doings)}
+            return [*ends, RankEnd(ranks=missing, end=End.DIED, **facts)]
         if signal := process.stopped_by():
-            summary = f"by {signal}, from outside; it was not continued"
-            return [*ends, RankEnd(ranks=missing, end=End.STOPPED, at=time.monotonic(), summary=summary)]
-        return [
-            *ends,
-            *(
-                RankEnd(ranks=(r,), end=End.RUNNING, place=place_in_dump(stack, self._threads.get(r)), stack=stack)
-                for r in missing
-            ),
-        ]
+            facts = {"at": time.monotonic(), "summary": f"by {signal}, from outside; it was not continued"}
+            return [*ends, RankEnd(ranks=missing, end=End.STOPPED, doing=_of_several(doings), **facts)]
+        for rank in missing:
+            place = place_in_dump(stack, self._threads.get(rank), own)
+            ends.append(RankEnd(ranks=(rank,), end=End.RUNNING, place=place, stack=stack, doing=doings[rank]))
+        return ends
+
+
+def _of_several(doings: Mapping[int, str]) -> str:
+    """What the ranks of one process said last."""
+    said = {rank: what for rank, what in doings.items() if what}
+    return next(iter(said.values()), "") if len(doings) == 1 else "; ".join(f"rank {r}: {w}" for r, w in said.items())

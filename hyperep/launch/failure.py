@@ -12,7 +12,7 @@ from typing import Any
 from hyperep.launch.messages import Raised
 from hyperep.platform.errors import RankFailure
 
-__all__ = ["End", "RankEnd", "rank_failure"]
+__all__ = ["End", "RankEnd", "Shortfall", "rank_failure"]
 
 _LINES = 12
 """Lines shown of what the rank at fault left: its traceback, or the end of what it printed."""
@@ -30,8 +30,19 @@ class End(enum.Enum):
     HUNG = "hung"
     """It runs, and others have waited for it for longer than they may."""
     RAISED = "raised"
+    FAILED = "failed"
+    """It has returned a result that says so."""
     FINISHED = "finished"
     RUNNING = "still running"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortfall:
+    """What the result of a rank says is wrong: such a rank has done no better than one that raised."""
+
+    summary: str
+    place: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +59,11 @@ class RankEnd:
     outside: bool = False
     """Whether it was ended by a signal that somebody else must have sent."""
     place: str = ""
-    """Where it stood, in one line."""
+    """Where it stood, or where it raised, in one line."""
     stack: str = field(default="", repr=False)
-    """Where its threads stood, or the end of what it printed."""
+    """Where its threads stood, the end of what it printed, or what its result says."""
+    doing: str = ""
+    """What it said last that it would do."""
 
     @property
     def label(self) -> str:
@@ -59,15 +72,19 @@ class RankEnd:
 
     @property
     def line(self) -> str:
-        """All in one line."""
-        said = ": ".join(filter(None, [self.summary.partition("\n")[0], self.place and f"in {self.place}"]))
-        text = f"{self.label}: {self.end.value}" + (f": {said}" if said else "")
-        return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+        """All in one line. If that is too long, it is the summary that is cut, and not the place."""
+        head, said = f"{self.label}: {self.end.value}", self.summary.partition("\n")[0]
+        place = f": in {self.place}" if self.place else ""
+        room = max(20, _WIDTH - len(head) - len(place) - 2)
+        said = said if len(said) <= room else said[: room - 3] + "..."
+        return head + (f": {said}" if said else "") + place
 
     @property
     def detail(self) -> str:
         """All that is known beyond the line."""
-        return (self.error.traceback if self.error else self.stack).rstrip()
+        known = (self.error.traceback if self.error else self.stack).rstrip()
+        doing = f"  its last call: {self.doing}" if self.doing and self.end is not End.FINISHED else ""
+        return "\n".join(filter(None, (known, doing)))
 
 
 def rank_failure(headline: str, ends: Sequence[RankEnd], notes: Mapping[str, str]) -> RankFailure:
@@ -88,7 +105,8 @@ def rank_failure(headline: str, ends: Sequence[RankEnd], notes: Mapping[str, str
     first = failed[0] if failed else None
     world = sum(len(e.ranks) for e in ends)
     cause = f"{first.label} of {world} {first.end.value}: {first.summary}" if first else headline
-    cause += f"; it stands in {first.place}" if first and first.place else ""
+    if first and first.place and first.end is not End.RAISED:  # whose traceback follows
+        cause += f"; {'in' if first.end is End.FAILED else 'it stood in'} {first.place}"
     ordered = [*failed, *others]
     rest = ordered[1:] if first else ordered
     shown = [e.line for e in rest[:_OTHERS]] + ([f"and {len(rest) - _OTHERS} more"] if len(rest) > _OTHERS else [])
@@ -121,7 +139,7 @@ def _guilt(end: RankEnd) -> tuple[int, float]:
     """
     if end.end is End.STOPPED or end.outside:
         return 0, end.at
-    return (2 if end.end is End.RAISED else 1), end.at
+    return (2 if end.end in (End.RAISED, End.FAILED) else 1), end.at
 
 
 def _last_lines(text: str) -> str:

@@ -7,11 +7,12 @@ import pickle
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hyperep.launch.launcher import Launcher
+from hyperep.launch.places import place_of_traceback
 from hyperep.launch.plan import RankProcess
 
 __all__ = ["Finished", "Hello", "Raised", "Ready", "Task", "raised"]
@@ -49,6 +50,8 @@ class Finished:
 
     rank: int
     result: Any
+    at: float
+    """``time.monotonic()``, as for an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Raised:
     """``time.monotonic()``, which all processes of a machine share: the order of the ranks' errors."""
     summary: str
     traceback: str
+    place: str
+    """Where it was raised, in one line."""
     module: str
     """Where the exception's class is defined."""
     pickled: bytes
@@ -75,8 +80,8 @@ class Raised:
         return error if isinstance(error, BaseException) else None
 
 
-def raised(rank: int, error: BaseException) -> Raised:
-    """The message that says that *rank* raised *error*."""
+def raised(rank: int, error: BaseException, own: Sequence[str] = ()) -> Raised:
+    """The message that says that *rank* raised *error*; *own* are the author's files, see ``hyperep.launch.places``."""
     try:
         pickled = pickle.dumps(error)
         pickle.loads(pickled)
@@ -87,6 +92,7 @@ def raised(rank: int, error: BaseException) -> Raised:
         at=time.monotonic(),
         summary="".join(traceback.format_exception_only(error)).strip(),
         traceback="".join(traceback.format_exception(error)),
+        place=place_of_traceback(error.__traceback__, own),
         module=type(error).__module__,
         pickled=pickled,
     )

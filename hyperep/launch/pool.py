@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hyperep.launch.failure import Shortfall
 from hyperep.launch.launcher import Launcher
 from hyperep.launch.world import World
 
@@ -38,13 +39,13 @@ class RankPool:
         arguments: Mapping[str, Any],
         *,
         deadline: float | None = None,
-        hurry: Callable[[Any], bool] | None = None,
+        shortfall: Callable[[Any], Shortfall | None] | None = None,
     ) -> list[Any]:
         """Run a task on every rank and return the results by rank; arguments and errors are those of a world's."""
         if self._world is None or not self._world.alive:
             self._world = self._make()
             self.worlds_made += 1
-        return self._world.run(program, arguments, deadline=deadline, hurry=hurry)
+        return self._world.run(program, arguments, deadline=deadline, shortfall=shortfall)
 
     def close(self) -> None:
         """End the ranks; a further task would get new ones."""

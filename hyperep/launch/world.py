@@ -11,6 +11,7 @@ from typing import Any
 
 from hyperep.launch.children import Helper, Hosted
 from hyperep.launch.collect import Collection
+from hyperep.launch.failure import Shortfall
 from hyperep.launch.launcher import MEETING_VARIABLE, Launcher
 from hyperep.launch.messages import Finished, Hello, Ready, Task
 from hyperep.launch.plan import LaunchPlan
@@ -68,7 +69,7 @@ class World:
         *,
         deadline: float | None = None,
         timeout: float | None = None,
-        hurry: Callable[[Any], bool] | None = None,
+        shortfall: Callable[[Any], Shortfall | None] | None = None,
     ) -> list[Any]:
         """Run ``function(platform, **arguments)`` on every rank and return the results by rank.
 
@@ -77,8 +78,8 @@ class World:
             arguments: passed by keyword; anything that can be pickled.
             deadline: seconds; ``None`` waits as long as the ranks live.
             timeout: seconds from one :func:`hyperep.launch.step_done` of a rank to the next, or to its result.
-            hurry: called with each rank's result; once it says yes, the other ranks get a few seconds only. For
-                results from which one can tell that this rank may have left the others waiting.
+            shortfall: called with each rank's result; says what the result says is wrong. Once one is, the other
+                ranks get a few seconds only, for this rank may have left them waiting.
 
         Raises:
             RankFailure: as for :func:`hyperep.launch.run_on_ranks`. The world is ended then.
@@ -89,7 +90,7 @@ class World:
             for process in self._processes:
                 process.send(Task(program=program, arguments=arguments))
             collection = Collection(self._processes, self._auxiliaries, self._threads)
-            finished = collection.of(Finished, program, deadline=deadline, timeout=timeout, hurry=hurry)
+            finished = collection.of(Finished, program, deadline=deadline, timeout=timeout, shortfall=shortfall)
         except BaseException:
             self._kill()
             raise

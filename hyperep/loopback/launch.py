@@ -17,7 +17,7 @@ from hyperep.launch import Launcher, LaunchPlan, RankProcess
 from hyperep.launch.clock import RunningClock
 from hyperep.launch.failure import End, RankEnd, rank_failure
 from hyperep.launch.messages import raised
-from hyperep.launch.places import place_of_frame
+from hyperep.launch.places import code_of, place_of_frame
 from hyperep.launch.steps import LateRanks, StepsOverdue, counting_steps, current_step_limit
 from hyperep.loopback.exchange import CollectiveTimeout, Exchange, WorldEnded
 from hyperep.loopback.platform import LoopbackPlatform
@@ -25,6 +25,7 @@ from hyperep.platform.errors import RankFailure
 
 __all__ = ["LoopbackLauncher", "launcher", "run"]
 
+_OWN = code_of(LoopbackPlatform)
 _POLL = 0.2
 _GRACE = 3.0
 """Seconds that the other ranks get to end after one has failed. A rank that stands in its own code cannot be ended: its
@@ -124,10 +125,9 @@ def _failure(ranks: list[_Rank], late: StepsOverdue | None) -> RankFailure:
         if rank.told is not None:  # where it stood when steps were overdue; what it met since is of our making
             ends.append(rank.told)
         elif rank.error is not None:
-            message = raised(number, rank.error)
-            ends.append(
-                RankEnd(ranks=(number,), end=End.RAISED, at=_order(rank), summary=message.summary, error=message)
-            )
+            message = raised(number, rank.error, _OWN)
+            facts: dict[str, Any] = {"at": _order(rank), "summary": message.summary, "place": message.place}
+            ends.append(RankEnd(ranks=(number,), end=End.RAISED, error=message, **facts))
             errors[number] = rank.error
         elif rank.done:
             ends.append(RankEnd(ranks=(number,), end=End.FINISHED, result=rank.result))
@@ -150,7 +150,7 @@ def _standing(number: int, rank: _Rank) -> RankEnd:
     assert rank.thread is not None
     frame = sys._current_frames().get(rank.thread.ident or 0)
     stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-    return RankEnd(ranks=(number,), end=End.RUNNING, place=place_of_frame(frame), stack=stack)
+    return RankEnd(ranks=(number,), end=End.RUNNING, place=place_of_frame(frame, _OWN), stack=stack)
 
 
 class LoopbackLauncher(Launcher):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A launcher without a framework, and what its ranks run."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess, step_done
+from hyperep.launch.doing import doing
 
 
 class Plain(Launcher):
@@ -56,6 +58,15 @@ class Meeting(Plain):
             listener.bind(("127.0.0.1", int(os.environ["PLAIN_PORT"])))
             listener.listen()
             return super().host(process, function, platform_name)
+
+
+class HandlersOfItsOwn(Plain):
+    """As some frameworks do, it takes signals for itself when it is imported, after the process has begun."""
+
+    def host(self, process, function, platform_name):
+        for number in (signal.SIGSEGV, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        return super().host(process, function, platform_name)
 
 
 def scheduler(code):
@@ -112,6 +123,25 @@ def signal_myself_on(platform, rank, number):
         time.sleep(600)
     time.sleep(0.2)
     raise ConnectionError("a peer has gone\nand a second line of it")
+
+
+def crash_on(platform, rank):
+    doing("all_gather(float32[3, 4])")
+    if platform.rank == rank:
+        time.sleep(0.3)
+        ctypes.string_at(1)
+    time.sleep(600)
+
+
+def wait_deep_inside(platform):
+    """The author's line is far from the innermost one, which stands in somebody else's code."""
+    subprocess.run(["sleep", "600"])
+
+
+def wrong_on(platform, rank):
+    if platform.rank < rank:
+        time.sleep(600)
+    return "rows differ" if platform.rank == rank else ""
 
 
 def stop_on(platform, rank):

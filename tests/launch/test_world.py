@@ -2,6 +2,7 @@
 """Worlds of real processes: results, failures, deadlines, and that nothing is left behind."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hyperep.launch import run_on_ranks
+from hyperep.launch.failure import End, RankEnd, Shortfall
 from hyperep.launch.pool import RankPool
 from hyperep.launch.world import World
 from hyperep.platform.errors import RankFailure
@@ -134,10 +136,53 @@ def test_a_rank_that_somebody_ended_is_to_blame_and_not_those_that_lost_it(numbe
     assert len(lines) <= 24, "a screen"
     # Innocents one line each; then, where people look, the cause.
     assert sorted(line.partition(":")[0] for line in lines[1:4]) == [f"--- rank {r}" for r in (0, 1, 3)]
-    assert any(line.endswith(": raised: ConnectionError: a peer has gone") for line in lines[1:4])
+    raised = ": raised: ConnectionError: a peer has gone: in signal_myself_on (programs.py:"
+    assert any(raised in line for line in lines[1:4])
     assert lines[4] == f"cause: {lines[0]}"
     assert caught.value.details.count("in signal_myself_on") >= 3
     assert caught.value.details.splitlines()[-1] == lines[4]
+
+
+@pytest.mark.parametrize("launcher", ["Plain", "HandlersOfItsOwn"])
+def test_a_rank_that_crashes_leaves_its_stack_and_what_it_was_about_to_do(launcher):
+    import programs
+
+    with pytest.raises(RankFailure, match="rank 1 of 3 died: crashed with SIGSEGV; it stood in ") as caught:
+        run_on_ranks(getattr(programs, launcher)(), "plain", "programs:crash_on", {"rank": 1}, 3, deadline=60)
+    first, *others = caught.value.ends
+    # ctypes is no code of the author's; the launcher's file is.
+    assert re.match(r"string_at \(__init__\.py:\d+\) < crash_on \(programs\.py:\d+\)", first.place)
+    assert first.doing == "all_gather(float32[3, 4])"
+    assert "  its last call: all_gather(float32[3, 4])" in str(caught.value).splitlines()
+    assert "Fatal Python error: Segmentation fault" in caught.value.details
+    lines = [line for line in str(caught.value).splitlines() if line.startswith("--- rank")]
+    assert len(lines) == len(others) == 2, "a line for each of them"
+    assert all(" in " in line and "(programs.py:" in line for line in lines)
+
+
+def test_a_place_holds_the_author_s_line_however_deep_it_waits():
+    with World(plain(), "plain", 2, deadline=60, quiet=True) as world, pytest.raises(RankFailure) as caught:
+        world.run("programs:wait_deep_inside", {}, deadline=1)
+    assert len(caught.value.ends) == 2
+    for end in caught.value.ends:
+        assert re.fullmatch(
+            r"(\w+ \(subprocess.py:\d+\) < ){4}\.\.\. < wait_deep_inside \(programs.py:\d+\)", end.place
+        )
+        assert end.place in end.line
+
+
+def test_a_result_that_says_so_is_no_success_of_its_rank():
+    def wrong(result):
+        return Shortfall(summary=result, place="all_gather (mine.py:3)") if result else None
+
+    with World(plain(), "plain", 3, deadline=60, quiet=True) as world, pytest.raises(RankFailure) as caught:
+        world.run("programs:wrong_on", {"rank": 1}, deadline=60, shortfall=wrong)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "rank 1 of 3 failed: rows differ; in all_gather (mine.py:3)"
+    places = {line.partition(":")[0]: line for line in lines}
+    assert places["--- rank 0"].startswith("--- rank 0: still running: in wrong_on (programs.py:")
+    assert places["--- rank 2"] == "--- rank 2: finished"
+    assert caught.value.rank == 1
 
 
 def test_a_long_traceback_is_cut_to_its_end():
@@ -255,3 +300,10 @@ def test_each_of_several_ranks_in_a_process_has_a_place_of_its_own():
     assert "in stand_still_here (" in places["--- rank 0"]
     assert "in stand_still_there (" in places["--- rank 1"]
     assert "in stand_still_there (" in places["--- rank 2"]
+
+
+def test_a_line_that_is_too_long_loses_words_and_not_the_place():
+    end = RankEnd(ranks=(3,), end=End.RAISED, summary="x" * 500 + "\nmore", place="all_gather (platform.py:88)")
+    assert len(end.line) == 160
+    assert end.line.startswith("rank 3: raised: xxx")
+    assert end.line.endswith("x...: in all_gather (platform.py:88)")
