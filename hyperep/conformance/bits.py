@@ -52,12 +52,12 @@ def values(case: Case, dtype: str, shape: Sequence[int], *key: int) -> np.ndarra
     rng = case.rng(21, *key)
     if dtype in _INTEGERS:
         top = 2 ** _INTEGERS[dtype]
-        return (rng.integers(-top, top, size=tuple(shape), dtype=np.int64) | 1).astype(dtype)
+        return np.asarray(rng.integers(-top, top, size=tuple(shape), dtype=np.int64) | 1, dtype)
     of = _FLOATS[dtype]
     mantissa = rng.integers(0, 2**of.mantissa, size=tuple(shape)) | 1
     sign = rng.choice([-1.0, 1.0], size=tuple(shape))
     exact = sign * np.ldexp(1 + mantissa / 2**of.mantissa, rng.integers(*of.exponents, size=tuple(shape)))
-    return exact.astype(host_dtype(dtype))
+    return np.asarray(exact, host_dtype(dtype))
 
 
 def same_bits(case: Case, got: Any, want: np.ndarray, dtype: str, what: str) -> None:

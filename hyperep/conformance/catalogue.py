@@ -30,6 +30,7 @@ REQUIREMENT_MODULES = (
     "styles",
     "precision",
     "sizes",
+    "ownership",
     "token_styles",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a check can learn of memory without knowing the framework: by writing to it, by weak references, by its size."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["kept_bytes", "overwrite", "watch"]
+
+
+def overwrite(tensor: Any, value: float) -> bool:
+    """Write *value* everywhere into the memory of *tensor*; whether the framework's tensors can be written to."""
+    try:
+        tensor[...] = value
+    except Exception:  # whatever a framework without assignment by index raises
+        return False
+    return True
+
+
+def watch(tensor: Any) -> Callable[[], bool]:
+    """What tells later whether *tensor* is still alive; never so if the framework allows no weak references."""
+    try:
+        alive = weakref.ref(tensor)
+    except TypeError:
+        return lambda: False
+    return lambda: alive() is not None
+
+
+def kept_bytes(call: Callable[[int], Any], *, calls: int, before: int = 10) -> int:
+    """By how much the memory of this process has grown over so many calls of ``call(n)``, after some *before*.
+
+    Zero where the system does not tell. The memory of a device of its own is not seen.
+    """
+    for n in range(before):
+        call(n)
+    gc.collect()
+    start = _resident()
+    for n in range(before, before + calls):
+        call(n)
+    gc.collect()
+    return max(0, _resident() - start)
+
+
+def _resident() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * mmap.PAGESIZE if statm.exists() else 0
