@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hyperep.cli.set_aside import set_aside
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.matrix import as_html, as_markdown
 from hyperep.conformance.report import Report, Result
-from hyperep.conformance.suite import check_platform
+from hyperep.conformance.suite import check_target
+from hyperep.conformance.target import find_target
 from hyperep.conformance.text import listing, summary
 from hyperep.conformance.verdict import CONFORMING
 from hyperep.writable import require_writable_file
@@ -45,7 +48,9 @@ def run(
         typer.Option(help="Id of a requirement, or its beginning; may be repeated. Of a part there is no verdict."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all data.")] = 0,
+    repeat: Annotated[int, typer.Option(help="Run everything so often on the same ranks; the worst counts.")] = 1,
     deadline: Annotated[float, typer.Option(help="Seconds that one requirement may take.")] = 60.0,
+    output: Annotated[bool, typer.Option("--output", help="Print, and keep in the report, what ranks print.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Print tracebacks and stacks of what failed.")] = False,
 ) -> None:
     """Run the suite; exit status 0 if and only if the platform conforms, or what was asked for with --only passed."""
@@ -55,7 +60,20 @@ def run(
         raise ValueError(f"--world-size {world_size}: give numbers of ranks such as 1,2,4") from None
     if report is not None:
         require_writable_file(report, "--report")
-    found = check_platform(platform, sizes, only=only or (), seed=seed, deadline=deadline, progress=_show)
+    with set_aside() as probing:  # what a framework says while it is imported here
+        target = find_target(platform)
+    found = check_target(
+        target,
+        sizes,
+        only=only or (),
+        seed=seed,
+        repeat=repeat,
+        deadline=deadline,
+        output=output,
+        progress=_show,
+    )
+    if output and (said := probing()).strip():
+        found = dataclasses.replace(found, output={"the probe": said, **found.output})
     try:
         if report is not None:
             found.save(report)

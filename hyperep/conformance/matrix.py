@@ -13,7 +13,7 @@ from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.report import Report
 from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.text import part, world_sizes
-from hyperep.conformance.verdict import CONFORMING, Verdict
+from hyperep.conformance.verdict import CONFORMING, WORST_FIRST, Verdict
 from hyperep.platform.capabilities import Capability
 
 __all__ = ["as_html", "as_markdown", "cell"]
@@ -28,16 +28,6 @@ _SIGNS = {
     Verdict.BLOCKED: "…",
     Verdict.UNEXPECTED: "!",
 }
-_WORST_FIRST = (
-    Verdict.FAILED,
-    Verdict.MISSING,
-    Verdict.UNEXPECTED,
-    Verdict.BLOCKED,
-    Verdict.EXPECTED,
-    Verdict.PASSED,
-    Verdict.UNSUPPORTED,
-    Verdict.SMALL,
-)
 
 
 def cell(report: Report, id: str) -> tuple[Verdict | None, str]:
@@ -45,7 +35,7 @@ def cell(report: Report, id: str) -> tuple[Verdict | None, str]:
     results = [r for r in report.results if r.id == id]
     if not results:
         return None, ""
-    worst = min(results, key=lambda r: _WORST_FIRST.index(r.verdict))
+    worst = min(results, key=lambda r: WORST_FIRST.index(r.verdict))
     at = "" if worst.verdict in (Verdict.PASSED, Verdict.SMALL) else f"world size {worst.ranks}: "
     return worst.verdict, f"{at}{worst.message}" if worst.message else ""
 

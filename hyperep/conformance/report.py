@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hyperep.conformance.verdict import CONFORMING, Verdict
+from hyperep.conformance.verdict import CONFORMING, WORST_FIRST, Verdict
 
-__all__ = ["SCHEMA", "WORLD_SIZES", "Report", "Result"]
+__all__ = ["SCHEMA", "WORLD_SIZES", "Report", "Result", "merged"]
 
 SCHEMA = 2
 """Version of the JSON's form. Form 1 lacks the date, the selection and the number of requirements, and is read too."""
@@ -31,6 +31,22 @@ class Result:
     seconds: float = 0.0
 
 
+def merged(results: Sequence[Result]) -> list[Result]:
+    """One result for each requirement and world of several runs: the worst, and in how many of them it was so."""
+    found: dict[tuple[str, int], list[Result]] = {}
+    for result in results:
+        found.setdefault((result.id, result.ranks), []).append(result)
+    return [_worst(several) for several in found.values()]
+
+
+def _worst(results: Sequence[Result]) -> Result:
+    worst = min(results, key=lambda result: WORST_FIRST.index(result.verdict))
+    same = sum(result.verdict is worst.verdict for result in results)
+    often = f"in {same} of {len(results)} runs: " if worst.message and same < len(results) else ""
+    seconds = round(sum(result.seconds for result in results), 3)
+    return replace(worst, message=f"{often}{worst.message}", seconds=seconds)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a run of the suite found."""
@@ -44,6 +60,8 @@ class Report:
     """Capability -> support, as the platform object declares on this device."""
     announced: tuple[str, ...] = ()
     """What the platform uses and a later version of the protocol does not have, a sentence each."""
+    remarks: tuple[str, ...] = ()
+    """What is no verdict, but should be known, such as ranks that started at another try only."""
     suite: str
     """Version of hyperep, whose suite this is."""
     requirements: int = 0
@@ -57,6 +75,10 @@ class Report:
     world_sizes: tuple[int, ...]
     seed: int
     seconds: float
+    repeat: int = 1
+    """How often each requirement was checked."""
+    output: Mapping[str, str] = field(default_factory=dict)
+    """What ranks printed, by the name of the rank, if that was asked for."""
     results: tuple[Result, ...]
 
     @property
@@ -118,7 +140,7 @@ class Report:
             results = tuple(Result(**{**r, "verdict": Verdict(r["verdict"])}) for r in data.pop("results"))
             selection = data.pop("selection", None)
             data["world_sizes"] = tuple(data["world_sizes"])
-            data["announced"] = tuple(data.get("announced", ()))
+            data |= {key: tuple(data.get(key, ())) for key in ("announced", "remarks")}
             return cls(**data, selection=None if selection is None else tuple(selection), results=results)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a conformance report: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ import numpy as np
 
 import hyperep
 from hyperep.conformance.catalogue import find, requirements
-from hyperep.conformance.report import WORLD_SIZES, Report, Result
+from hyperep.conformance.report import WORLD_SIZES, Report, Result, merged
 from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.target import Target, find_target
 from hyperep.conformance.verdict import Verdict
@@ -29,7 +29,9 @@ def check_platform(
     *,
     only: Sequence[str] = (),
     seed: int = 0,
+    repeat: int = 1,
     deadline: float = 60.0,
+    output: bool = False,
     progress: Callable[[Result], None] | None = None,
 ) -> Report:
     """Run the suite on an installed platform and return its report.
@@ -40,14 +42,25 @@ def check_platform(
         only: ids of requirements, or beginnings of them; what they need is run too. Everything, if empty. The report
             of a part is no verdict on the platform: its ``conforms`` is ``None``, and ``passed`` tells of the part.
         seed: of all data.
+        repeat: how often everything is run in each world, on the same ranks and data. The worst counts.
         deadline: seconds that one requirement may take in one world.
+        output: keep what ranks print in the report.
         progress: called with each result as it comes.
 
     Raises:
         PlatformError: the platform is not installed, or cannot be used here.
-        ValueError: a world size is below one, or *only* names nothing.
+        ValueError: a world size or *repeat* is below one, or *only* names nothing.
     """
-    return check_target(find_target(name), world_sizes, only=only, seed=seed, deadline=deadline, progress=progress)
+    return check_target(
+        find_target(name),
+        world_sizes,
+        only=only,
+        seed=seed,
+        repeat=repeat,
+        deadline=deadline,
+        output=output,
+        progress=progress,
+    )
 
 
 def check_target(
@@ -56,25 +69,44 @@ def check_target(
     *,
     only: Sequence[str] = (),
     seed: int = 0,
+    repeat: int = 1,
     deadline: float = 60.0,
+    output: bool = False,
     progress: Callable[[Result], None] | None = None,
 ) -> Report:
     """As :func:`check_platform`, for a platform that is described by hand."""
     if not world_sizes or min(world_sizes) < 1:
         raise ValueError(f"world_sizes={list(world_sizes)}: give one or more numbers of ranks, each at least 1")
+    if repeat < 1:
+        raise ValueError(f"repeat={repeat}: everything is run at least once")
     chosen = selected(only)
     began = time.monotonic()
     results: list[Result] = []
+    remarks: list[str] = []
+    printed: dict[str, str] = {}
     description: Mapping[str, object] = {}
     for ranks in world_sizes:
         with WorldRun(target, ranks, seed=seed, deadline=deadline) as world:
-            for requirement in chosen:
+            # All of them again, and not each one: whether one passes may depend on what ran before it.
+            for requirement in chosen * repeat:
                 results.append(world.run(requirement))
                 if progress is not None:
                     progress(results[-1])
             description = described(world) or description
-    seconds = time.monotonic() - began
-    return make_report(target, description, world_sizes, seed, seconds, results, selection=tuple(only) or None)
+        remarks += world.remarks
+        printed |= world.printed
+    return make_report(
+        target,
+        description,
+        world_sizes,
+        seed,
+        time.monotonic() - began,
+        merged(results),
+        selection=tuple(only) or None,
+        repeat=repeat,
+        remarks=remarks,
+        output=printed if output else {},
+    )
 
 
 def described(world: WorldRun) -> Mapping[str, object]:
@@ -94,6 +126,9 @@ def make_report(
     results: Sequence[Result],
     *,
     selection: Sequence[str] | None = None,
+    repeat: int = 1,
+    remarks: Sequence[str] = (),
+    output: Mapping[str, str] | None = None,
 ) -> Report:
     """Put a report together; *selection* is what the run was confined to."""
     capabilities = description.get("capabilities", target.declared)
@@ -107,6 +142,7 @@ def make_report(
         device=str(description.get("device", "")),
         capabilities=dict(capabilities),
         announced=(*target.announced, *announced),
+        remarks=tuple(remarks),
         suite=f"hyperep {hyperep.__version__}",
         python=f"{host.python_implementation()} {host.python_version()}, NumPy {np.__version__}",
         machine=f"{host.system()} {host.machine()}, {os.cpu_count()} CPUs",
@@ -116,6 +152,8 @@ def make_report(
         world_sizes=tuple(world_sizes),
         seed=seed,
         seconds=round(seconds, 1),
+        repeat=repeat,
+        output=dict(output or {}),
         results=tuple(results),
     )
 

@@ -47,11 +47,18 @@ def summary(report: Report, *, details: bool = False) -> str:
         lines += [_line(id, results, behind) for id, results in _by_id(faults).items()]
         again = reproduction(report.platform, faults[0], report.seed)
         lines += ["", f"Again, with everything that is known about it:\n  {again}"]
+        lines.append(
+            "If it passes alone, look for a race, or for what earlier requirements left behind: in a whole run all of\n"
+            "them share the ranks of a world. Leave --only out, or add --repeat 20."
+        )
     expected = [r for r in report.results if r.verdict is Verdict.EXPECTED]
     if expected:
         lines.append("Known failures, as the plugin declares them:")
         lines += [f"  {id} (world size {_sizes(rs)}): {rs[0].message}" for id, rs in _by_id(expected).items()]
     lines += [f"Announced: {sentence}" for sentence in report.announced]
+    lines += [f"Remark: {sentence}" for sentence in report.remarks]
+    if report.output:
+        lines += [f"--- printed by {rank}:\n{text.rstrip()}" for rank, text in report.output.items()]
     lines += ["", _verdict(report)]
     return "\n".join(lines).strip("\n")
 
@@ -72,6 +79,7 @@ def _verdict(report: Report) -> str:
     counts = Counter(result.verdict for result in report.results)
     told = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
     where = f"at world size {world_sizes(report)} on {report.device or '?'}"
+    where += f", run {report.repeat} times" if report.repeat > 1 else ""
     if report.conforms is None:
         others = len(report.ran) - len(report.asked)
         needed = f", with {others} that they rest on" if others else ""

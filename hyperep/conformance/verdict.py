@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperep.conformance.requirement import Level, Requirement
 
-__all__ = ["CONFORMING", "Judgement", "Verdict", "judge", "line", "told", "unsupported"]
+__all__ = ["CONFORMING", "WORST_FIRST", "Judgement", "Verdict", "judge", "line", "told", "unsupported"]
 
 
 class Verdict(enum.Enum):
@@ -34,6 +34,19 @@ class Verdict(enum.Enum):
 
 CONFORMING = frozenset({Verdict.PASSED, Verdict.UNSUPPORTED, Verdict.EXPECTED, Verdict.SMALL})
 """A platform conforms if it got no other verdict."""
+
+
+WORST_FIRST = (
+    Verdict.FAILED,
+    Verdict.MISSING,
+    Verdict.UNEXPECTED,
+    Verdict.BLOCKED,
+    Verdict.EXPECTED,
+    Verdict.PASSED,
+    Verdict.UNSUPPORTED,
+    Verdict.SMALL,
+)
+"""What stands for several verdicts on one requirement: the first of these."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class WorldRun:
         self.target, self.ranks, self.seed, self.deadline = target, ranks, seed, deadline
         self._pool = RankPool(target.launcher, target.name, ranks, start_deadline=start_deadline)
         self._description: Mapping[str, Any] | None = None
+        self._unstarted: RankFailure | None = None
         self._verdicts: dict[str, Verdict] = {}
         self._roots: dict[str, str] = {}  # blocked requirement -> the failed one that it goes back to
 
@@ -48,8 +49,16 @@ class WorldRun:
         Raises:
             RankFailure: the ranks do not start.
         """
+        if self._unstarted is not None:
+            raise self._unstarted
         if self._description is None:
-            self._description = self._pool.run("hyperep.conformance.on_rank:describe", {}, deadline=self.deadline)[0]
+            try:
+                (self._description, *_) = self._pool.run(
+                    "hyperep.conformance.on_rank:describe", {}, deadline=self.deadline
+                )
+            except RankFailure as failure:
+                self._unstarted = failure
+                raise
         return self._description
 
     def run(self, requirement: Requirement) -> Result:
@@ -72,6 +81,24 @@ class WorldRun:
             detail=judgement.detail,
             seconds=round(time.monotonic() - began, 3),
         )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is no verdict, but should be known: starts that failed before one that did not."""
+        return tuple(
+            f"ranks started at another try only, at world size {self.ranks}; before: {reason}"
+            for reason in self._pool.failed_starts
+        )
+
+    @property
+    def printed(self) -> dict[str, str]:
+        """What ranks printed by the name of the rank, once they have ended; of ranks that were replaced, all of it."""
+        found: dict[str, str] = {}
+        for world in self._pool.printed:
+            for ranks, text in world.items():
+                name = f"world size {self.ranks}, rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+                found[name] = found.get(name, "") + text
+        return {name: text for name, text in found.items() if text.strip()}
 
     def close(self) -> None:
         """End the ranks."""

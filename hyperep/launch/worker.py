@@ -74,7 +74,8 @@ class _Worker:
         try:
             hello.launcher.host(hello.process, self._rank, hello.platform_name)
         except BaseException as error:
-            self._send(raised(hello.process.ranks[0], error, self._own))
+            for rank in hello.process.ranks:
+                self._send(raised(rank, error, self._own))
             raise
 
     def _receive(self) -> None:

@@ -21,6 +21,8 @@ __all__ = ["World"]
 
 _FAREWELL = 5.0
 """Seconds that processes get to end by themselves when the world is closed."""
+_PRINTED = 100_000
+"""Characters kept of what a process printed: the last ones."""
 _PLANS = 3
 """Plans that are tried, one after the other, where the port of one was lost to somebody else."""
 
@@ -48,6 +50,8 @@ class World:
             raise ValueError(f"ranks={ranks}: a world has at least one rank")
         self.ranks = ranks
         self.alive = False
+        self.printed: dict[tuple[int, ...], str] = {}
+        """What the ranks of each process printed, if that was kept; known when the world has ended."""
         self._processes: list[Hosted] = []
         self._auxiliaries: list[Helper] = []
         self._meeting = ""
@@ -131,6 +135,8 @@ class World:
 
     def _kill(self) -> None:
         self.alive = False
+        for process in self._processes:
+            self.printed[process.ranks] = process.printed(_PRINTED)
         for child in (*self._processes, *self._auxiliaries):
             child.kill()
         self._processes, self._auxiliaries = [], []

@@ -18,11 +18,14 @@ from hyperep.conformance import check_platform
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.matrix import as_html, as_markdown, cell
 from hyperep.conformance.pytest_session import SuiteSession, selection_of
-from hyperep.conformance.report import Report, Result
+from hyperep.conformance.report import Report, Result, merged
 from hyperep.conformance.requirement import Level
 from hyperep.conformance.suite import check_target, selected
+from hyperep.conformance.target import Target
 from hyperep.conformance.text import failure, listing, summary
 from hyperep.conformance.verdict import Verdict, judge
+from hyperep.loopback import LoopbackPlatform
+from hyperep.loopback.launch import LoopbackLauncher, run
 from hyperep.writable import require_writable_file
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -143,6 +146,106 @@ def test_ranks_that_do_not_start_are_one_line():
     report = check_target(unstartable, [2], only=["A2A-even"])
     assert {r.verdict for r in report.results if r.id != "WORLD-starts"} == {Verdict.BLOCKED}
     assert "no scheduler on this machine" in summary(report)
+
+
+class RacingLauncher(LoopbackLauncher):
+    """Ranks that lose a race at their first starts, each time in another way or always in the same; and print."""
+
+    def __init__(self, folder, races, say="race {}"):
+        self.folder, self.races, self.say = folder, races, say
+
+    def host(self, process, function, platform_name):
+        print("noise of the framework", flush=True)
+        number = len(os.listdir(self.folder))
+        (Path(self.folder) / str(number)).touch()
+        if number < self.races:
+            raise OSError(self.say.format(number))
+        return super().host(process, function, platform_name)
+
+
+def racing(folder, *arguments):
+    declared = target("SplitsSwapped").declared
+    return Target(name="loopback", launcher=RacingLauncher(folder, *arguments), declared=declared)
+
+
+def test_a_race_at_the_start_is_tried_again_and_not_judged(tmp_path):
+    report = check_target(racing(tmp_path, 2), [2], only=["HOST-roundtrip"])
+    assert report.passed, summary(report)
+    assert report.remarks == tuple(
+        f"ranks started at another try only, at world size 2; before: rank 0 of 2 raised: OSError: race {n}"
+        for n in (0, 1)
+    )
+    assert f"Remark: {report.remarks[1]}" in summary(report)
+    assert len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("races", "say", "starts"), [(99, "no licence", 2), (99, "race {}", 3)])
+def test_what_fails_in_the_same_way_or_ever_again_is_no_race(tmp_path, races, say, starts):
+    report = check_target(racing(tmp_path, races, say), [2], only=["HOST-roundtrip"])
+    assert [r.verdict for r in report.results] == [Verdict.FAILED, Verdict.BLOCKED]
+    assert say.format(starts - 1) in report.results[0].message
+    assert len(os.listdir(tmp_path)) == starts
+    assert report.remarks == ()
+
+
+def test_what_ranks_print_is_kept_apart_and_told_on_request(tmp_path):
+    quiet = check_target(racing(tmp_path, 0), [1], only=["HOST-roundtrip"])
+    assert quiet.output == {}
+    assert "noise" not in summary(quiet, details=True)
+    told = check_target(racing(tmp_path, 0), [1, 2], only=["HOST-roundtrip"], output=True)
+    assert told.output == {
+        "world size 1, rank 0": "noise of the framework\n",
+        "world size 2, ranks 0, 1": "noise of the framework\n",
+    }
+    assert "--- printed by world size 1, rank 0:\nnoise of the framework" in summary(told)
+    assert Report.from_json(told.to_json()) == told
+
+
+class Moody(LoopbackPlatform):
+    """Its copies to the host are lost every third time."""
+
+    calls = 0
+
+    def to_host(self, *tensors):
+        Moody.calls += 1
+        arrays = super().to_host(*tensors)
+        return tuple(a * 0 for a in arrays) if Moody.calls % 3 == 0 else arrays
+
+
+class MoodyLauncher(LoopbackLauncher):
+    def host(self, process, function, platform_name):
+        def moody(platform):
+            platform.__class__ = Moody
+            return function(platform)
+
+        return run(moody, len(process.ranks))
+
+
+def test_what_passes_once_is_caught_by_running_it_again():
+    moody = Target(name="loopback", launcher=MoodyLauncher(), declared=target("SplitsSwapped").declared)
+    once = check_target(moody, [1], only=["HOST-several"])
+    often = check_target(moody, [1], only=["HOST-several"], repeat=6)
+    assert once.passed
+    assert [r.id for r in often.results] == [r.id for r in once.results], "one result for each requirement"
+    (worst,) = (r for r in often.results if r.verdict is Verdict.FAILED)
+    assert re.match(r"in 3 of 6 runs: ", worst.message)
+    assert (once.repeat, often.repeat) == (1, 6)
+    assert "world size 1 (2, 4 not run) on cpu, run 6 times, " in summary(often)
+    assert "--repeat 20" in summary(often)
+    with pytest.raises(ValueError, match="repeat=0"):
+        check_target(moody, [1], repeat=0)
+
+
+def test_several_runs_are_as_good_as_the_worst():
+    def result(verdict, message="", id="X"):
+        return Result(id=id, ranks=2, verdict=verdict, message=message, seconds=0.5)
+
+    runs = [result(Verdict.PASSED), result(Verdict.PASSED, id="Y"), result(Verdict.FAILED, "a"), result(Verdict.FAILED)]
+    assert merged(runs) == [
+        Result(id="X", ranks=2, verdict=Verdict.FAILED, message="in 2 of 3 runs: a", seconds=1.5),
+        result(Verdict.PASSED, id="Y"),
+    ]
+    assert merged(runs[2:3] * 2)[0].message == "a"
 
 
 def test_a_report_is_read_as_it_was_written(loopback, tmp_path):
@@ -328,7 +431,7 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_checked(
 ):
     (tmp_path / "file").touch()
     path = str(tmp_path / name)
-    monkeypatch.setattr("hyperep.cli.conformance.check_platform", lambda *a, **k: pytest.fail("something was checked"))
+    monkeypatch.setattr("hyperep.cli.conformance.check_target", lambda *a, **k: pytest.fail("something was checked"))
     assert run_cli("run", "--platform", "loopback", "--report", path) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"hyperep: error: --report {path}")
