@@ -31,6 +31,7 @@ REQUIREMENT_MODULES = (
     "precision",
     "sizes",
     "ownership",
+    "state",
     "token_styles",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""

@@ -13,8 +13,8 @@ from typing import Any
 __all__ = ["kept_bytes", "overwrite", "watch"]
 
 
-def overwrite(tensor: Any, value: float) -> bool:
-    """Write *value* everywhere into the memory of *tensor*; whether the framework's tensors can be written to."""
+def overwrite(tensor: Any, value: Any) -> bool:
+    """Write *value*, a number or an array of its shape, into the memory of *tensor*; whether it can be written to."""
     try:
         tensor[...] = value
     except Exception:  # whatever a framework without assignment by index raises
@@ -31,19 +31,26 @@ def watch(tensor: Any) -> Callable[[], bool]:
     return lambda: alive() is not None
 
 
-def kept_bytes(call: Callable[[int], Any], *, calls: int, before: int = 10) -> int:
+def kept_bytes(call: Callable[[int], Any], *, calls: int, barrier: Callable[[], Any], before: int = 6) -> int:
     """By how much the memory of this process has grown over so many calls of ``call(n)``, after some *before*.
 
-    Zero where the system does not tell. The memory of a device of its own is not seen.
+    Zero where the system does not tell. The memory of a device of its own is not seen. *barrier* has all ranks wait for
+    each other: they may be threads of this process, and none must be at work while another one measures.
     """
+
+    def measured() -> int:
+        gc.collect()
+        barrier()
+        size = _resident()
+        barrier()
+        return size
+
     for n in range(before):
         call(n)
-    gc.collect()
-    start = _resident()
+    start = measured()
     for n in range(before, before + calls):
         call(n)
-    gc.collect()
-    return max(0, _resident() - start)
+    return max(0, measured() - start)
 
 
 def _resident() -> int:

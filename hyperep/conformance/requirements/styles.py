@@ -14,6 +14,7 @@ import numpy as np
 import hyperep
 from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
+from hyperep.conformance.memory import kept_bytes, watch
 from hyperep.conformance.requirement import Level, Requirement, requirement
 from hyperep.conformance.routings import ROUTINGS
 from hyperep.moe import GroupedExperts, MoEConfig, RouterConfig, build_moe
@@ -276,7 +277,8 @@ class _Watched(hyperep.ExpertParallel):
 
 @requirement(
     "EP-memory",
-    "Nothing of a call outlives its graph: contexts are freed when output and pullback are dropped.",
+    "Nothing of a call outlives its graph: contexts, inputs, outputs and gradients are freed when output and pullback "
+    "are dropped, and thirty steps take no more memory than a few.",
     port=PORT,
     capabilities=_EP,
     needs=("EP-balanced", "CUSTOM-freed"),
@@ -286,11 +288,30 @@ def memory(case: Case) -> None:
     style = _Watched()
     module = problem.experts(style, _ep_mesh(case))
     problem.agree(module, case.rank)
-    x, tokens = problem.inputs(case.rank)
-    module(x, tokens)
+    tensors = []
+    for pull in (True, False):
+        x, tokens = problem.inputs(case.rank)
+        out, pullback = case.platform.vjp(lambda x, t=tokens: module(x, t), x)
+        gradients = pullback(case.tensor(problem.cotangents[case.rank])) if pull else ()
+        tensors += [watch(t) for t in (x, out, *gradients)]
+        case.platform.to_host(out, *gradients)
+        del x, out, pullback, gradients, tokens
     gc.collect()
     alive = [number for number, context in enumerate(style.contexts) if context() is not None]
     case.is_true(not alive, f"the contexts of calls {alive} of {len(style.contexts)} are still alive")
+    kept = [number for number, is_alive in enumerate(tensors) if is_alive()]
+    case.is_true(not kept, f"of inputs, outputs and gradients, {kept} are still alive after their graphs were dropped")
+
+    def step(number: int) -> None:
+        rows, tokens = problem.inputs(case.rank)
+        out, pullback = case.platform.vjp(lambda x: module(x, tokens), rows)
+        pullback(out)
+
+    problem.counts = np.full((case.ranks, 2 * case.ranks), 8000 // case.ranks)
+    problem.rows = [case.normal((int(n), _DIM), 20, r) for r, n in enumerate(problem.counts.sum(axis=1))]
+    calls, size = 30, problem.rows[case.rank].nbytes
+    grown = kept_bytes(step, calls=calls, barrier=case.platform.barrier)
+    case.is_true(grown < calls * size // 2, f"{grown} bytes more after {calls} steps with {size} bytes each")
 
 
 @requirement(

@@ -95,7 +95,8 @@ class JaxPlatform(PlatformBase[jax.Array]):
         return isinstance(value, jax.Array)
 
     def from_host(self, array: np.ndarray) -> jax.Array:  # noqa: D102
-        return jnp.array(array)  # copies
+        # A copy of our own, because JAX may still be reading what it is given when it returns.
+        return jnp.asarray(np.array(array))
 
     def to_host(self, *tensors: jax.Array) -> tuple[np.ndarray, ...]:  # noqa: D102
         arrays = jax.device_get([value(x) for x in tensors])

@@ -11,6 +11,7 @@ from mutants import (  # noqa: F401 (what they define is in the registry)
     ownership,
     rows,
     sizes,
+    state,
     tokens,
 )
 from mutants.registry import MUTANTS, target
