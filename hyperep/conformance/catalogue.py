@@ -22,6 +22,7 @@ REQUIREMENT_MODULES = (
     "collectives",
     "gradients",
     "groups",
+    "subgroups",
     "modules",
     "bits",
     "nested",

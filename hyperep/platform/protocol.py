@@ -20,7 +20,11 @@ Rules that hold for every member:
 * Zero rows are legal everywhere. A collective with zero rows is still issued, its result still carries gradient, and
   the gradient of a weight that met no row is zero, never absent.
 * Inputs and cotangents may be non-contiguous. Counts are int32 or int64; row indices are int64, also when empty.
-* Groups are created, and collectives are issued, in the same order on all ranks.
+* Groups are created, and collectives are issued, in the same order on all ranks. Each group has an order of its own,
+  also of two groups of the same ranks: where ``THREADS`` is declared, the orders of two groups are independent.
+* Results of collectives are new tensors, in a group of one rank too. No member writes to what it is given, keeps it
+  beyond the call or the graph, or uses the memory of a result again that somebody has.
+* Arithmetic is done in the dtype of its operands at least: nothing passes through a narrower one.
 * ``group=None`` is the world.
 * What a platform cannot do raises :class:`~hyperep.platform.errors.UnsupportedCapability`.
 """

@@ -134,10 +134,15 @@ def twice(case: Case) -> None:
         x = np.arange(case.ranks) + 10 * case.rank + offset
         return case.platform.all_to_all_single(case.tensor(x), group=group, async_op=True)
 
-    first, second = start(one, 0), start(two, 1000)
+    works = [start(group, 1000 * n) for n, group in enumerate((one, two, one, two))]
     want = 10 * np.arange(case.ranks) + case.rank
-    case.equal(second.wait(), want + 1000, "the exchange of the second group")
-    case.equal(first.wait(), want, "the exchange of the first group")
+    # Within a group in order, and the groups in turn.
+    for number in (1, 0, 3, 2):
+        group = "second" if number % 2 else "first"
+        case.equal(works[number].wait(), want + 1000 * number, f"exchange {number // 2} of the {group} group")
+    case.platform.barrier(two)
+    got = case.platform.all_reduce(case.tensor(np.array([case.rank + 1])), two)
+    case.equal(got, np.array([case.ranks * (case.ranks + 1) // 2]), "sum over the second group")
 
 
 @requirement(

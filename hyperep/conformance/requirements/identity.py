@@ -100,12 +100,22 @@ def barrier(case: Case) -> None:
     port=PORT,
     level=Level.OPTIONAL,
     capabilities=(Capability.SUBGROUPS,),
-    needs=("WORLD-barrier",),
+    needs=("WORLD-barrier", "AR-sum"),
     min_ranks=2,
 )
 def barrier_group(case: Case) -> None:
-    groups = [case.members([rank]) for rank in range(case.ranks)]
-    # Ranks enter their own barriers at different times; none of them may wait for the last.
-    time.sleep(0.05 * case.rank)
-    case.platform.barrier(groups[case.rank])
-    case.platform.barrier()
+    # The first half enters its barrier before, and the others theirs after, a reduction that needs all ranks: a barrier
+    # that waits for the world would wait for ever, or take part in the reduction of the others.
+    middle = case.ranks // 2
+    groups = [case.platform.new_group(list(ranks)) for ranks in (range(middle), range(middle, case.ranks))]
+    for first in (True, False):
+        own = groups[case.rank >= middle]
+        early = (case.rank < middle) == first
+        if early:
+            case.platform.barrier(own)
+        total = case.platform.all_reduce(case.tensor(np.array([10 + case.rank], np.int32)))
+        case.equal(
+            total, np.array([10 * case.ranks + sum(range(case.ranks))], np.int32), "the sum between the barriers"
+        )
+        if not early:
+            case.platform.barrier(own)

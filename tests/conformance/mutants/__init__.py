@@ -12,6 +12,7 @@ from mutants import (  # noqa: F401 (what they define is in the registry)
     rows,
     sizes,
     state,
+    subgroups,
     tokens,
 )
 from mutants.registry import MUTANTS, target
