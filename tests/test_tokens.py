@@ -16,6 +16,11 @@ GRID = [
     *(("levels", shape) for shape in ((1, 1), (2, 1), (1, 2), (2, 2))),
     *(("etp", shape) for shape in ((1, 2), (2, 1), (2, 2))),
     ("etp levels", (2, 2, 2)),
+    *(("2 chunks", (ranks,)) for ranks in (1, 2, 4)),
+    *(("3 chunks", (ranks,)) for ranks in (2, 4)),
+    ("more chunks than tokens", (4,)),
+    *(("levels in chunks", shape) for shape in ((2, 1), (2, 2))),
+    ("etp in chunks", (2, 2)),
 ]
 
 
@@ -37,7 +42,7 @@ def test_agrees_with_a_loop(kind, way, shape):
     on(size(shape), token_cases.agrees, way, shape, kind)
 
 
-@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("levels", (2, 2)), ("etp", (2, 2))])
+@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("2 chunks", (2,)), ("levels", (2, 2)), ("etp", (2, 2))])
 def test_inputs_that_are_not_contiguous(way, shape):
     on(size(shape), token_cases.agrees, way, shape, transposed=True)
 

@@ -16,10 +16,14 @@ from hyperep.platform.protocol import Platform
 
 __all__ = ["CHECK", "HEADER", "TokenInput", "copies_and_choices", "inspect"]
 
+Bounds = Sequence[tuple[int, int]]
+"""Where each part of the tokens begins and ends."""
+
+
 _FOREIGN_TENSOR, _TOKENS, _INDICES, _WEIGHTS, _NOT_INTEGER, _NOT_FLOATING = range(1, 7)
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 _COUNTS = 2
-"""Of copies of tokens, and of choices, for each rank: what the message holds beside the header."""
+"""Of copies of tokens, and of choices, for each rank and part: what the message holds beside the header."""
 
 
 def _judge(values: Sequence[int], measured: Sequence[int]) -> tuple[type[Exception], str] | None:
@@ -66,7 +70,7 @@ CHECK = Check(
 )
 
 HEADER = _COUNTS + CHECK.header
-"""Integers that a rank tells each other one, its two counts included."""
+"""Integers that a rank tells each other one, the two counts of one part included."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +82,25 @@ class TokenInput:
     """How many choices of each token each rank owns, int64 ``[R, T]``; ``None`` if something is wrong."""
     indices: Any = None
 
-    def message(self, platform: Platform[Any], ranks: int) -> Any:
-        """What this rank sends: int64 ``[R, HEADER]``, for each rank the copies and choices that go there."""
+    def message(self, platform: Platform[Any], ranks: int, parts: Bounds) -> Any:
+        """What this rank sends: int64 ``[R, 2 C + header]``, for each rank copies and choices of C parts."""
+        room = _COUNTS * len(parts)
         if self.by_rank is None:
-            return CHECK.message(platform, ranks, _COUNTS, self.said)
+            return CHECK.message(platform, ranks, room, self.said)
         xp = platform.xp
-        copies, choices = xp.sum(xp.astype(self.by_rank > 0, xp.int64), axis=1), xp.sum(self.by_rank, axis=1)  # [R]
+        sent = xp.astype(self.by_rank > 0, xp.int64)  # [R, T]
+        counts = [xp.sum(of[:, a:b], axis=1) for of in (sent, self.by_rank) for a, b in parts]  # 2 C of [R]
         if math.prod(self.indices.shape):
             extremes = xp.astype(xp.stack([xp.min(self.indices), xp.max(self.indices)]), xp.int64)
         else:
             extremes = xp.zeros((2,), dtype=xp.int64)
-        return CHECK.message(platform, ranks, _COUNTS, self.said, xp.stack([copies, choices], axis=1), extremes)
+        return CHECK.message(platform, ranks, room, self.said, xp.stack(counts, axis=1), extremes)
 
 
-def copies_and_choices(host_message: np.ndarray) -> tuple[tuple[int, ...], int]:
-    """How many copies of tokens go to, or come from, each rank; and how many choices of them all are somebody's."""
-    return tuple(host_message[:, 0].tolist()), int(host_message[:, 1].sum())
+def copies_and_choices(host_message: np.ndarray, parts: int = 1) -> tuple[list[tuple[int, ...]], list[int]]:
+    """For each part, how many copies of tokens go to, or come from, each rank; and how many of their choices count."""
+    copies, choices = host_message[:, :parts], host_message[:, parts : 2 * parts]
+    return [tuple(of) for of in copies.T.tolist()], choices.sum(axis=0).tolist()
 
 
 def inspect(

@@ -29,10 +29,21 @@ from typing import Any
 
 from hyperep.exchange import token_input
 from hyperep.exchange.copies import Copies, own_choices, plan_copies
+from hyperep.exchange.schedule import bounds
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Group, Platform
 
-__all__ = ["TokenDispatchContext", "combine_tokens", "dispatch_tokens"]
+__all__ = [
+    "TokenDispatchContext",
+    "add_up",
+    "combine_tokens",
+    "dispatch_tokens",
+    "from_owners",
+    "join_choices",
+    "plan_dispatch",
+    "split_choices",
+    "to_owners",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +58,10 @@ class TokenDispatchContext:
     """Copies that it received from each."""
     rows: int
     """How many choices of the received tokens are this rank's own experts."""
+    first: int
+    """Number of this rank's first expert."""
+    owned: int
+    """How many it owns."""
     copies: Copies | None = field(repr=False)
     """Which copies were sent; ``None`` on a mesh of one rank, where tokens stay as they are."""
 
@@ -76,36 +91,62 @@ def dispatch_tokens(
             range, or a token is not of the size, dtype and number of choices that it has on the other ranks.
         TypeError: on all ranks, if one got tensors of another platform, or of dtypes that are not as above.
     """
+    (context,) = plan_dispatch(tokens, indices, weights, mesh, num_experts=num_experts)
+    if context.copies is None:
+        return tokens, indices, weights, context
+    platform, xp = mesh.platform, mesh.platform.xp
+    choices = join_choices(platform, indices, weights)
+    wire = choices.dtype
+    # 4. Exchange tokens, numbers and weights. The weights arrive beside the numbers, outside of autodiff.
+    numbers, weights_there = split_choices(platform, to_owners(choices, context), weights.dtype)
+
+    def forward(tokens: Any, weights: Any) -> tuple[Any, tuple[Any, ...]]:
+        return (to_owners(tokens, context), weights_there + 0), ()
+
+    def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
+        # Both, also where only one is needed here: another rank may need the other, and waits for this one.
+        tokens, weights = (from_owners(g, context) for g in (cotangents[0], xp.astype(cotangents[1], wire)))
+        return add_up(tokens, context), xp.astype(add_up(weights, context), weights_there.dtype)
+
+    tokens, weights = platform.custom_vjp(forward, backward)(tokens, weights)
+    # 5. Renumber.
+    return tokens, own_choices(platform, numbers, context.first, context.owned), weights, context
+
+
+def plan_dispatch(
+    tokens: Any, indices: Any, weights: Any, mesh: DeviceMesh, *, num_experts: int, parts: int = 1
+) -> list[TokenDispatchContext]:
+    """Steps 1 to 3 for each of *parts* runs of tokens (:func:`hyperep.exchange.schedule.bounds`), all in one message.
+
+    Arguments and errors are those of :func:`dispatch_tokens`; *parts* is the same on all ranks.
+    """
     platform, group, ranks = mesh.platform, mesh.get_group(), mesh.size()
-    local = num_experts // ranks
+    owned = num_experts // ranks
 
     # 1. Count, and tell what the tokens are like, so that bad input on one rank is an error on every rank.
     given = token_input.inspect(platform, tokens, indices, weights, num_experts, ranks)
-    message = given.message(platform, ranks)  # [R, header]
+    cuts = bounds(0 if given.by_rank is None else tokens.shape[0], parts)
+    message = given.message(platform, ranks, cuts)  # [R, 2 C + header]
     # 2. Exchange the counts.
-    received = platform.all_to_all_single(message, group=group)  # [R, header]
+    received = platform.all_to_all_single(message, group=group)  # [R, 2 C + header]
     # 3. Host sync here, the only one: everything below is computed from this copy.
     sent_host, received_host = platform.to_host(message, received)
     token_input.CHECK.raise_any(mesh, received_host, given.said)
-    input_splits, _ = token_input.copies_and_choices(sent_host)
-    output_splits, rows = token_input.copies_and_choices(received_host)
-    if ranks == 1:
-        here = TokenDispatchContext(
-            platform=platform, group=group, input_splits=(), output_splits=(), rows=rows, copies=None
+    input_splits, _ = token_input.copies_and_choices(sent_host, parts)
+    output_splits, rows = token_input.copies_and_choices(received_host, parts)
+    return [
+        TokenDispatchContext(
+            platform=platform,
+            group=group,
+            input_splits=sent,
+            output_splits=arriving,
+            rows=choices,
+            first=mesh.get_local_rank() * owned,
+            owned=owned,
+            copies=None if ranks == 1 else plan_copies(platform, given.by_rank[:, a:b], sent),
         )
-        return tokens, indices, weights, here
-    context = TokenDispatchContext(
-        platform=platform,
-        group=group,
-        input_splits=input_splits,
-        output_splits=output_splits,
-        rows=rows,
-        copies=plan_copies(platform, given.by_rank, input_splits),
-    )
-    # 4. Exchange tokens, numbers and weights.
-    tokens, weights, numbers = _send(context, tokens, indices, weights)
-    # 5. Renumber.
-    return tokens, own_choices(platform, numbers, mesh.get_local_rank() * local, local), weights, context
+        for (a, b), sent, arriving, choices in zip(cuts, input_splits, output_splits, rows, strict=True)
+    ]
 
 
 def combine_tokens(sums: Any, context: TokenDispatchContext) -> Any:
@@ -124,9 +165,22 @@ def combine_tokens(sums: Any, context: TokenDispatchContext) -> Any:
         ValueError: the number of sums is not that of the tokens that were dispatched. On this rank only, since telling
             the others would cost a collective.
     """
-    platform, group, copies = context.platform, context.group, context.copies
-    if copies is None:
+    if context.copies is None:
         return sums
+    require_one_each(sums, context)
+
+    def forward(sums: Any) -> tuple[Any, tuple[Any, ...]]:
+        # 6. and 7.
+        return add_up(from_owners(sums, context), context), ()
+
+    def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
+        return (to_owners(cotangents[0], context),)
+
+    return context.platform.custom_vjp(forward, backward)(sums)
+
+
+def require_one_each(sums: Any, context: TokenDispatchContext) -> None:
+    """Whether there is one sum for each token that was dispatched; errors as for :func:`combine_tokens`."""
     expected = sum(context.output_splits)
     if sums.shape[0] != expected:
         raise ValueError(
@@ -134,45 +188,44 @@ def combine_tokens(sums: Any, context: TokenDispatchContext) -> Any:
             "return one row for each token, in the same order"
         )
 
-    def forward(sums: Any) -> tuple[Any, tuple[Any, ...]]:
-        # 6. and 7.
-        back = platform.all_to_all_single(sums, context.input_splits, context.output_splits, group)
-        return platform.sum_rows(back, copies.index, copies.entry), ()
 
-    def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
-        g = platform.xp.take(cotangents[0], copies.token, axis=0)
-        return (platform.all_to_all_single(g, context.output_splits, context.input_splits, group),)
+# Two linear maps make the whole way, there and back and in backward: the one is what the other is transposed.
+def to_owners(x: Any, context: TokenDispatchContext, async_op: bool = False) -> Any:
+    """Copies of what belongs to each token, to the ranks that own its experts: ``[T, ...] -> [P, ...]``; not recorded.
 
-    return platform.custom_vjp(forward, backward)(sums)
+    With *async_op* a :class:`~hyperep.platform.protocol.Work` that will return them.
+    """
+    assert context.copies is not None, "a mesh of one rank sends nothing"
+    x = context.platform.xp.take(x, context.copies.token, axis=0)
+    return context.platform.all_to_all_single(x, context.output_splits, context.input_splits, context.group, async_op)
 
 
-def _send(context: TokenDispatchContext, tokens: Any, indices: Any, weights: Any) -> tuple[Any, Any, Any]:
-    """Copies of tokens and of their weights, differentiable, and of the numbers of their experts."""
-    platform, copies = context.platform, context.copies
-    assert copies is not None
-    xp, top_k = platform.xp, indices.shape[1]
-    # Numbers of experts travel beside the weights, in the same message: they are far below 2**24, to which float32 is
-    # exact. Narrower weights are widened on the wire, which changes none of their values.
+def from_owners(x: Any, context: TokenDispatchContext, async_op: bool = False) -> Any:
+    """What belongs to each copy, back to the rank of its token; :func:`add_up` makes ``[T, ...]`` of it. Not recorded.
+
+    With *async_op* a :class:`~hyperep.platform.protocol.Work` that will return it.
+    """
+    return context.platform.all_to_all_single(x, context.input_splits, context.output_splits, context.group, async_op)
+
+
+def add_up(back: Any, context: TokenDispatchContext) -> Any:
+    """Sum over the copies of each token, in float32 at least, rank by rank; not recorded."""
+    assert context.copies is not None, "a mesh of one rank sends nothing"
+    return context.platform.sum_rows(back, context.copies.index, context.copies.entry)
+
+
+def join_choices(platform: Platform[Any], indices: Any, weights: Any) -> Any:
+    """Weights and numbers of choices as they travel, side by side: ``[T, 2 K]``; not recorded.
+
+    Numbers of experts are far below 2**24, to which float32 is exact. Narrower weights are widened on the wire, which
+    changes none of their values.
+    """
+    xp = platform.xp
     wire = weights.dtype if weights.dtype == getattr(xp, "float64", None) else xp.float32
+    return xp.concat([xp.astype(x, wire) for x in (platform.stop_gradient(weights), indices)], axis=1)
 
-    def there(x: Any) -> Any:
-        x = xp.take(x, copies.token, axis=0)
-        return platform.all_to_all_single(x, context.output_splits, context.input_splits, context.group)
 
-    def back(g: Any) -> Any:
-        g = platform.all_to_all_single(g, context.input_splits, context.output_splits, context.group)
-        return platform.sum_rows(g, copies.index, copies.entry)
-
-    choices = [xp.astype(x, wire) for x in (platform.stop_gradient(weights), indices)]
-    choices_there = there(xp.concat(choices, axis=1))  # [P, 2 K], not recorded
-    weights_there = xp.astype(choices_there[:, :top_k], weights.dtype)
-
-    def forward(tokens: Any, weights: Any) -> tuple[Any, tuple[Any, ...]]:
-        return (there(tokens), weights_there + 0), ()
-
-    def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
-        # Both, also where only one is needed here: another rank may need the other, and waits for this one.
-        return back(cotangents[0]), xp.astype(back(xp.astype(cotangents[1], wire)), weights.dtype)
-
-    tokens, weights = platform.custom_vjp(forward, backward)(tokens, weights)
-    return tokens, weights, xp.astype(choices_there[:, top_k:], xp.int64)
+def split_choices(platform: Platform[Any], choices: Any, dtype: Any) -> tuple[Any, Any]:
+    """The other way: int64 numbers ``[P, K]``, and weights ``[P, K]`` in *dtype*."""
+    xp, top_k = platform.xp, choices.shape[1] // 2
+    return xp.astype(choices[:, top_k:], xp.int64), xp.astype(choices[:, :top_k], dtype)

@@ -34,7 +34,8 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
 
         * tokens ``[T, D]``, integers ``[T, K]``, the experts of each token, and weights ``[T, K]``; returns ``[T, D]``,
           each token's experts weighted and added up in float32. Index ``E`` means nobody. ``rows=`` tells how many
-          choices are not nobody, where that is known, and saves a copy to the host.
+          choices are not nobody, where that is known, and saves a copy to the host. What ``meanwhile=``, a module,
+          makes of the tokens is added; under a style it is computed while tokens travel, if the style hides that.
         * rows ``[N, D]`` sorted by expert and an integer tensor ``[E]`` of how many rows each expert gets; returns
           ``[N, D]``.
 
@@ -55,8 +56,8 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
     }
     weights = {name: platform.from_host(uniform_fan_in(rng, shape)) for name, shape in shapes.items()}
 
-    def forward(m: Any, x: Any, *routing: Any, rows: int | None = None) -> Any:
-        return experts_forward(platform, num_experts, m, x, *routing, rows=rows)
+    def forward(m: Any, x: Any, *routing: Any, **options: Any) -> Any:
+        return experts_forward(platform, num_experts, m, x, *routing, **options)
 
     description = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
     module = platform.make_module("GroupedExperts", weights, forward, description=description)
@@ -65,7 +66,13 @@ def GroupedExperts(  # noqa: N802 (it makes modules, as a class would)
 
 
 def experts_forward(
-    platform: Platform[Any], num_experts: int, m: Any, x: Any, *routing: Any, rows: int | None = None
+    platform: Platform[Any],
+    num_experts: int,
+    m: Any,
+    x: Any,
+    *routing: Any,
+    rows: int | None = None,
+    meanwhile: Module | None = None,
 ) -> Any:
     """What experts ``m`` with ``w1``, ``w2`` and ``w3`` make of tokens or rows; see :func:`GroupedExperts`."""
 
@@ -73,5 +80,7 @@ def experts_forward(
         return platform.grouped_swiglu(x, m.w1, m.w2, m.w3, tokens_per_expert)
 
     if len(routing) == 1:
-        return by_row(x, *routing)
-    return routed_from_rows(platform, by_row, num_experts)(x, *routing, rows=rows)
+        out = by_row(x, *routing)
+    else:
+        out = routed_from_rows(platform, by_row, num_experts)(x, *routing, rows=rows)
+    return out if meanwhile is None else out + meanwhile(x)

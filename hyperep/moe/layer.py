@@ -111,9 +111,8 @@ def moe_forward(
     # Where every choice is somebody's, the experts need not ask the device how many are.
     all_somebody = config.capacity_factor is None and real is None
     rows = math.prod(choices.shape) if all_somebody else None
-    out = m.experts(tokens, choices, routing.scores, rows=rows)  # [T, D]
-    if config.num_shared_experts:
-        out = out + m.shared_experts(tokens)
+    shared = {"meanwhile": m.shared_experts} if config.num_shared_experts else {}
+    out = m.experts(tokens, choices, routing.scores, rows=rows, **shared)  # [T, D]
     out = xp.reshape(out, x.shape)
     return (out, _stats(platform, routing, choices, num_experts, math.prod(x.shape[:-2]))) if with_stats else out
 

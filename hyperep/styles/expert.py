@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.exchange.chunks import OverRanksInChunks
 from hyperep.exchange.routed import RoutedExperts, RowExperts, over_ranks, rows_from_routed
 from hyperep.exchange.rows import DispatchContext, combine, dispatch_agreed
 from hyperep.mesh import DeviceMesh
@@ -38,11 +39,14 @@ class ExpertParallel(BaseExpertParallel):
         levels: mesh dimensions over which experts are split, from the slowest link to the fastest. With ``("node",
             "ep")`` a token crosses to another node once, and is spread over its ranks there. Rank ``(n, e)`` owns the
             experts that are its in the order of the flattened mesh.
-
+        chunks: in how many parts tokens travel, so that one part is computed while another is on its way, forward and
+            backward (:mod:`hyperep.exchange.schedule`). Between nodes on a slow link this takes the time of the larger
+            of wire and arithmetic, instead of both; where ranks share a machine it gains nothing. With levels it is the
+            first one whose exchange is hidden.
         buffers: placements of buffers whose shape does not tell whether they have an entry for each expert, by path.
 
     Raises:
-        ValueError: another exchange; no level, or one twice; or rows in several levels.
+        ValueError: another exchange; no level, or one twice; rows in several levels or in chunks; or no chunk.
 
     Example:
         >>> import hyperep
@@ -58,6 +62,7 @@ class ExpertParallel(BaseExpertParallel):
     """
 
     exchange: Exchange = "tokens"
+    chunks: int = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,6 +75,7 @@ class ExpertParallel(BaseExpertParallel):
         *,
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
+        chunks: int = 1,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
         if exchange not in ("tokens", "rows"):
@@ -80,11 +86,24 @@ class ExpertParallel(BaseExpertParallel):
             raise ValueError(f"levels={levels!r}: name at least one mesh dimension, each once")
         if exchange == "rows" and len(self.levels) > 1:
             raise ValueError(f"exchange='rows' with levels={self.levels}: rows travel in one level; exchange tokens")
+        if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
+            raise ValueError(f"chunks={chunks!r}: give a whole number, 1 or more")
+        if exchange == "rows" and chunks > 1:
+            raise ValueError(f"exchange='rows' with chunks={chunks}: rows travel in one part; exchange tokens")
+        self.chunks = chunks
         self.mesh_dim_names = self.levels
         self.buffers = dict(buffers or {})
 
     def _settings(self) -> list[str]:
-        return [*super()._settings(), self.exchange]
+        return [*super()._settings(), self.exchange, f"chunks={self.chunks}"]
+
+    def _require_arguments(self, mesh: DeviceMesh, kwargs: Mapping[str, Any]) -> None:
+        tensors = [name for name, value in kwargs.items() if mesh.platform.is_tensor(value)]
+        if self.chunks > 1 and tensors:
+            raise ValueError(
+                f"{type(self).__name__}(chunks={self.chunks}): the experts were called with the tensors {tensors}, "
+                "which cannot be cut into chunks, and whose gradients would be lost; leave them out, or choose chunks=1"
+            )
 
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
         for key in list(own_parameters(mesh.platform, module)):
@@ -101,7 +120,10 @@ class ExpertParallel(BaseExpertParallel):
         routed, owned = experts.routed, experts.num_experts
         for level in reversed(self.levels):
             owned *= mesh.size(level)
-            routed = over_ranks(routed, mesh[level], owned)
+            if level == self.levels[0] and self.chunks > 1:
+                routed = OverRanksInChunks(routed, mesh[level], owned, self.chunks, module)
+            else:
+                routed = over_ranks(routed, mesh[level], owned)
         return routed
 
     def _token_dispatch(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from hyperep.exchange.chunks import OverRanksInChunks
 from hyperep.exchange.routed import RoutedExperts, RowExperts, routed_from_rows
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
-from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
+from hyperep.styles.calls import ROWS, LocalExperts, added_to, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
@@ -46,7 +47,9 @@ class BaseExpertParallel(ParallelStyle):
         Args:
             module: called as ``experts(rows, tokens_per_expert, **kwargs)``, returning one row for each row, or as
                 ``experts(tokens, indices, weights, **kwargs)``, returning one row for each token; which of them it
-                says by its attribute ``takes`` (see :mod:`hyperep.styles.calls`).
+                says by its attribute ``takes`` (see :mod:`hyperep.styles.calls`). From then on it may be called with
+                ``meanwhile=``, a module: what that makes of the rows or tokens is added to the result, and is computed
+                while these travel, if the style hides that.
             mesh: a hyperep mesh or a native one with the style's dimensions.
 
         Raises:
@@ -80,15 +83,24 @@ class BaseExpertParallel(ParallelStyle):
             shard_buffers(module, mesh, buffers)
 
         def called(
-            module: Module, inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any
+            module: Module,
+            inner: Callable[..., Any],
+            *inputs: Any,
+            rows: int | None = None,
+            meanwhile: Module | None = None,
+            **kwargs: Any,
         ) -> Any:
             call = require_call(style, takes, inputs)
+            self._require_arguments(mesh, kwargs)
             experts = LocalExperts(
                 mesh.platform, functools.partial(inner, **kwargs) if kwargs else inner, takes, num_experts // ranks
             )
             if call == ROWS:
-                return self._of_rows(module, experts, mesh, num_experts)(*inputs)
-            return self._of_tokens(module, experts, mesh, num_experts)(*inputs, rows=rows)
+                return added_to(self._of_rows(module, experts, mesh, num_experts)(*inputs), meanwhile, inputs[0])
+            routed = self._of_tokens(module, experts, mesh, num_experts)
+            if isinstance(routed, OverRanksInChunks):
+                return routed(*inputs, rows=rows, meanwhile=meanwhile)
+            return added_to(routed(*inputs, rows=rows), meanwhile, inputs[0])
 
         # An argument and not part of the closure: a deep copy of the module then hands itself to the steps, and does
         # not keep the original alive.
@@ -98,6 +110,9 @@ class BaseExpertParallel(ParallelStyle):
     def _settings(self) -> list[str]:
         """What must be the same on all ranks, in words."""
         return [repr(self.levels), f"buffers={dict(self.buffers)}"]
+
+    def _require_arguments(self, mesh: DeviceMesh, kwargs: Mapping[str, Any]) -> None:
+        """Whether the experts may be called with these keyword arguments of their own."""
 
     def _sliced(self, module: Module, mesh: DeviceMesh) -> frozenset[int]:
         """Sizes of the experts' weights that are cut besides the number of experts; checks what it looks at."""

@@ -42,11 +42,12 @@ class ExpertTensorParallel(ExpertParallel):
         output_layout: Placement | None = None,
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
+        chunks: int = 1,
         packed: Mapping[str, int] | None = None,
         interleaved: Mapping[str, int] | None = None,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
-        super().__init__(exchange=exchange, levels=levels, buffers=buffers)
+        super().__init__(exchange=exchange, levels=levels, chunks=chunks, buffers=buffers)
         if "tp" in self.levels:
             raise ValueError(f"levels={self.levels}: experts are sliced over 'tp', so it is no level of theirs")
         self.mesh_dim_names = (*self.levels, "tp")

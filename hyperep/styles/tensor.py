@@ -14,7 +14,7 @@ from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
-from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
+from hyperep.styles.calls import ROWS, LocalExperts, added_to, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.slices import TensorSlices
@@ -76,13 +76,21 @@ class TensorParallel(ParallelStyle):
             shard_buffers(module, mesh, buffers)
         group, platform = mesh.get_group(), mesh.platform
 
-        def sliced(inner: Callable[..., Any], *inputs: Any, rows: int | None = None, **kwargs: Any) -> Any:
+        def sliced(
+            inner: Callable[..., Any],
+            *inputs: Any,
+            rows: int | None = None,
+            meanwhile: Module | None = None,
+            **kwargs: Any,
+        ) -> Any:
             experts = functools.partial(inner, **kwargs) if kwargs else inner
             if require_call(style, takes, inputs) == ROWS:
                 x, counts = inputs
-                return self.slices.reduce(platform, experts(platform.copy_to_group(x, group), counts), group)
-            routed = LocalExperts(platform, experts, takes, num_experts).routed
-            return in_slices(routed, platform, group, reduce=self.slices.reduced)(*inputs, rows=rows)
+                out = self.slices.reduce(platform, experts(platform.copy_to_group(x, group), counts), group)
+            else:
+                routed = LocalExperts(platform, experts, takes, num_experts).routed
+                out = in_slices(routed, platform, group, reduce=self.slices.reduced)(*inputs, rows=rows)
+            return added_to(out, meanwhile, inputs[0])
 
         platform.wrap_forward(module, sliced)
         return module

@@ -36,7 +36,7 @@ PLAN = {
 }
 
 
-def errors(platform, style, ep, tp, config="plain", exchange="tokens"):
+def errors(platform, style, ep, tp, config="plain", exchange="tokens", chunks=1):
     """Relative errors of a sharded MoE layer, by what was compared.
 
     Data differ between ``ep`` ranks and are replicated over ``tp``. Each rank computes the reference by itself: the
@@ -44,7 +44,7 @@ def errors(platform, style, ep, tp, config="plain", exchange="tokens"):
     """
     options = {"output_layout": hyperep.Partial()} if style == "partial" else {}
     if style != "tp":
-        options["exchange"] = exchange
+        options |= {"exchange": exchange, "chunks": chunks}
     applied, mesh = make_style(platform, "etp" if style in ("plan", "partial") else style, ep, tp, **options)
     data_rank = mesh.get_local_rank("ep") if "ep" in mesh.mesh_dim_names else 0
     stops = np.cumsum(TOKENS[:ep])
@@ -77,16 +77,16 @@ def errors(platform, style, ep, tp, config="plain", exchange="tokens"):
     return found
 
 
-def sharded_layer_agrees(platform, style, ep, tp, exchange="tokens"):
+def sharded_layer_agrees(platform, style, ep, tp, exchange="tokens", chunks=1):
     """Output, input gradient, and every parameter's gradient, router and experts."""
-    found = errors(platform, style, ep, tp, exchange=exchange)
+    found = errors(platform, style, ep, tp, exchange=exchange, chunks=chunks)
     assert set(found) == {"output", "input gradient", "router.gate", "experts.w1", "experts.w2", "experts.w3"}
     assert max(found.values()) < 1e-5, found
 
 
-def configured_layer_agrees(platform, style, ep, tp, config):
+def configured_layer_agrees(platform, style, ep, tp, config, chunks=1):
     """The same for the routing and the shared experts of published models."""
-    found = errors(platform, style, ep, tp, config)
+    found = errors(platform, style, ep, tp, config, chunks=chunks)
     assert ("shared_experts.w2.weight" in found) == (config == "deepseek-v3")
     assert max(found.values()) < 1e-5, found
 

@@ -27,6 +27,11 @@ WAYS = {
     "levels": ({"levels": ("node", "ep")}, ("node", "ep"), "ep"),
     "etp": ({}, ("ep", "tp"), "etp"),
     "etp levels": ({"levels": ("node", "ep")}, ("node", "ep", "tp"), "etp"),
+    "2 chunks": ({"chunks": 2}, ("ep",), "ep"),
+    "3 chunks": ({"chunks": 3}, ("ep",), "ep"),
+    "more chunks than tokens": ({"chunks": 13}, ("ep",), "ep"),
+    "levels in chunks": ({"levels": ("node", "ep"), "chunks": 3}, ("node", "ep"), "ep"),
+    "etp in chunks": ({"chunks": 2}, ("ep", "tp"), "etp"),
 }
 """Settings of the style, dimensions of its mesh, and which style."""
 

@@ -44,6 +44,12 @@ def test_a_layer_of_a_published_model_agrees(four):
     _run(four, "configured_layer_agrees", style="plan", ep=2, tp=2, config="deepseek-v3")
 
 
+@pytest.mark.parametrize(("world", "style", "ep", "tp", "chunks"), [("two", "ep", 2, 1, 3), ("four", "etp", 2, 2, 2)])
+def test_layers_in_chunks_agree(request, world, style, ep, tp, chunks):
+    case = {"style": style, "ep": ep, "tp": tp, "config": "deepseek-v3", "chunks": chunks}
+    _run(request.getfixturevalue(world), "configured_layer_agrees", **case)
+
+
 def bad_input(platform):
     """The core's cases of bad input to dispatch and combine, one after the other: the ranks stay in step."""
     import bad_input_cases

@@ -49,6 +49,14 @@ def test_layers_of_published_models_agree(four, config):
     four.run(parity.configured_layer_agrees, "plan" if config == "deepseek-v3" else "etp", 2, 2, config)
 
 
+@pytest.mark.parametrize("chunks", [2, 3])
+@pytest.mark.parametrize(
+    ("world", "style", "ep", "tp"), [("two", "ep", 2, 1), ("four", "ep", 4, 1), ("four", "etp", 2, 2)]
+)
+def test_layers_in_chunks_agree(request, world, style, ep, tp, chunks):
+    request.getfixturevalue(world).run(parity.configured_layer_agrees, style, ep, tp, "deepseek-v3", chunks)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_pair_agrees(two, bias):
     two.run(parity.linear_pair_agrees, bias)

@@ -14,8 +14,12 @@ GRID = [
     *(("rows", (ranks,)) for ranks in (2, 4)),
     *(("levels", shape) for shape in ((1, 2), (2, 2))),
     *(("etp", shape) for shape in ((2, 1), (2, 2))),
+    *((way, (ranks,)) for way in ("2 chunks", "3 chunks") for ranks in (2, 4)),
+    ("more chunks than tokens", (4,)),
+    ("levels in chunks", (2, 2)),
+    ("etp in chunks", (2, 2)),
 ]
-TRANSPOSED = [("tokens", (2,)), ("levels", (2, 2)), ("etp", (2, 2))]
+TRANSPOSED = [("tokens", (2,)), ("2 chunks", (2,)), ("levels", (2, 2)), ("etp", (2, 2))]
 
 
 @pytest.fixture

@@ -20,6 +20,12 @@ def test_layers_of_published_models_agree(pools, config):
     pools(4).run("parity:configured_layer_agrees", case, deadline=120)
 
 
+@pytest.mark.parametrize(("style", "ep", "tp", "chunks"), [("ep", 2, 1, 2), ("ep", 4, 1, 3), ("etp", 2, 2, 2)])
+def test_layers_in_chunks_agree(pools, style, ep, tp, chunks):
+    case = {"style": style, "ep": ep, "tp": tp, "config": "deepseek-v3", "chunks": chunks}
+    pools(ep * tp).run("parity:configured_layer_agrees", case, deadline=120)
+
+
 def test_one_style_serves_two_layers(pools):
     pools(2).run("parity:one_style_serves_two_layers", {}, deadline=60)
 
