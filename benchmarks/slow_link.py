@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.bench import theory
+from hyperep.bench.apart import Apart
 from hyperep.bench.counting import CountingPlatform, nbytes
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
@@ -39,17 +40,21 @@ from hyperep.styles import ExpertParallel
 TOLERANCE = 1e-4
 
 
-def layers(platform: Any, shape: Shape, node_count: int) -> dict[str, Layer]:
-    """The layer in three ways."""
+def layers(platform: Any, shape: Shape, node_count: int, chunks: int) -> dict[str, Layer]:
+    """The layer in three ways, and in chunks if that is wanted."""
     ranks = platform.world_size
     flat = init_device_mesh(platform, (ranks,), ("ep",))
     grid = init_device_mesh(platform, (node_count, ranks // node_count), ("node", "ep"))
     data = Data(platform, shape, platform.rank)
-    return {
+    ways = {
         "rows": Layer(data, flat, ExpertParallel(exchange="rows")),
         "tokens": Layer(data, flat, ExpertParallel()),
         "levels": Layer(data, grid, ExpertParallel(levels=("node", "ep"))),
     }
+    if chunks > 1:
+        ways["chunks"] = Layer(data, flat, ExpertParallel(chunks=chunks))
+        ways["levels in chunks"] = Layer(data, grid, ExpertParallel(levels=("node", "ep"), chunks=chunks))
+    return ways
 
 
 def check(platform: Any, ways: dict[str, Layer]) -> None:
@@ -66,12 +71,12 @@ def check(platform: Any, ways: dict[str, Layer]) -> None:
                 raise ArithmeticError(f"{name} differs from rows in gradient {number} by {error:.1e}")
 
 
-def crossed(platform: Any, shape: Shape, node_count: int) -> dict[str, int]:
+def crossed(platform: Any, shape: Shape, node_count: int, chunks: int) -> dict[str, int]:
     """Bytes that went from one machine to another in forward and backward, by way, all ranks together."""
     counting: Any = CountingPlatform(platform)
     own = platform.rank * node_count // platform.world_size
     found = []
-    ways = layers(counting, shape, node_count)
+    ways = layers(counting, shape, node_count, chunks)
     for layer in ways.values():
         counting.take()
         wait(platform, layer.forward_backward())
@@ -90,20 +95,25 @@ def theory_of_levels(shape: Shape, ranks: int, node_count: int, token_bytes: int
     return tokens + ranks // node_count * headers  # the ranks of a node each have a line of their own
 
 
-def measure(platform: Any, shape: Shape, node_count: int, repetitions: int) -> dict[str, Any]:
+def measure(platform: Any, shape: Shape, node_count: int, repetitions: int, chunks: int) -> dict[str, Any]:
     """What is printed."""
-    ways = layers(platform, shape, node_count)
+    ways = layers(platform, shape, node_count, chunks)
     check(platform, ways)
-    times = interleaved(platform, {name: layer.forward_backward for name, layer in ways.items()}, repetitions)
+    contestants = {name: layer.forward_backward for name, layer in ways.items()}
+    if chunks > 1:
+        apart = Apart(platform, shape, ExpertParallel(), (platform.world_size,), ("ep",))
+        contestants |= {"wire": apart.wire, "arithmetic": apart.arithmetic}
+    times = interleaved(platform, contestants, repetitions)
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    over_links = crossed(platform, shape, node_count)
+    over_links = crossed(platform, shape, node_count, chunks)
     token_bytes = nbytes(ways["rows"].data.tokens) // shape.tokens
     return {
         "shape": shape.name,
         "nodes": node_count,
         "ranks": platform.world_size,
         "ms": medians,
-        "times_faster_than_rows": {name: medians["rows"] / ms for name, ms in medians.items()},
+        "chunks": chunks,
+        "times_faster_than_rows": {name: medians["rows"] / medians[name] for name in ways},
         "bytes_between_nodes": over_links,
         "times_fewer_bytes_than_rows": {name: over_links["rows"] / size for name, size in over_links.items()},
         "bytes_between_nodes_theory": theory_of_levels(shape, platform.world_size, node_count, token_bytes),
@@ -124,7 +134,7 @@ def on_rank(arguments: argparse.Namespace) -> None:
     shape = preset(arguments.shape)
     if arguments.tokens:
         shape = dataclasses.replace(shape, tokens=arguments.tokens)
-    found = measure(platform, shape, arguments.nodes, arguments.repetitions)
+    found = measure(platform, shape, arguments.nodes, arguments.repetitions, arguments.chunks)
     if platform.rank == 0:
         print(json.dumps({"rate": arguments.rate, **found}), flush=True)
     dist.barrier()
@@ -180,6 +190,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2, help="machines")
     parser.add_argument("--ranks", type=int, default=2, help="ranks of each")
     parser.add_argument("--rate", default="400mbit", help="of each machine's link, as tc writes it")
+    parser.add_argument("--chunks", type=int, default=1, help="parts in which tokens travel, for the ways in chunks")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--deadline", type=float, default=600.0, help="seconds")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
