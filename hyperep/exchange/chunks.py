@@ -15,6 +15,7 @@ is differentiated by ``vjp``, and its pullback is kept for backward::
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,7 +156,9 @@ class _Call:
 
         def compute(part: int, arrived: Any) -> Any:
             tokens, weights, *gradients = self._pull(last - part)(arrived)
-            own[:] = [a + b for a, b in zip(own, gradients, strict=True)] if own else gradients
+            # A pullback may give views of what is not ours. The first sum is ours: the next ones are added in place.
+            add = operator.add if part == 1 else operator.iadd
+            own[:] = [add(a, b) for a, b in zip(own, gradients, strict=True)] if part else gradients
             return xp.astype(weights, self.choices.dtype), tokens
 
         def give_back(part: int, gradients: Any) -> Any:
