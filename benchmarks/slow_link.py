@@ -101,7 +101,7 @@ def measure(platform: Any, shape: Shape, node_count: int, repetitions: int, chun
     check(platform, ways)
     contestants = {name: layer.forward_backward for name, layer in ways.items()}
     if chunks > 1:
-        apart = Apart(platform, shape, ExpertParallel(), (platform.world_size,), ("ep",))
+        apart = Apart(init_device_mesh(platform, (platform.world_size,), ("ep",)), shape, ExpertParallel())
         contestants |= {"wire": apart.wire, "arithmetic": apart.arithmetic}
     times = interleaved(platform, contestants, repetitions)
     medians = {name: float(np.median(values)) for name, values in times.items()}

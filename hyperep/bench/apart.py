@@ -15,7 +15,7 @@ from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
 from hyperep.bench.shapes import Shape
 from hyperep.bench.timing import wait
-from hyperep.mesh import init_device_mesh
+from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Group, Platform
 from hyperep.styles import ParallelStyle
 
@@ -77,15 +77,15 @@ class _Tape:
 
 
 class Apart:
-    """The two parts of a layer of *shape* under a style, forward and backward. Collective over the world."""
+    """The two parts of a layer of *shape* under a style, forward and backward. Collective over the mesh."""
 
-    def __init__(
-        self, platform: Platform[Any], shape: Shape, style: ParallelStyle, mesh_shape: tuple[int, ...], names: tuple[str, ...]
-    ) -> None:
+    def __init__(self, mesh: DeviceMesh, shape: Shape, style: ParallelStyle) -> None:
+        platform = mesh.platform
         self._platform = platform
         self._tape: Any = _Tape(platform)
-        mesh = init_device_mesh(self._tape, mesh_shape, names)
-        self._layer = Layer(Data(self._tape, shape, platform.rank), mesh, style)
+        groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
+        taped = DeviceMesh(self._tape, mesh.ranks, mesh.mesh_dim_names, groups)
+        self._layer = Layer(Data(self._tape, shape, platform.rank), taped, style)
         wait(platform, self._layer.forward_backward())
 
     def arithmetic(self) -> Any:

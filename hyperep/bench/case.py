@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from hyperep.bench.apart import Apart
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
 from hyperep.bench.limit import Limit
 from hyperep.bench.naive import naive_layer
 from hyperep.bench.shapes import Shape
+from hyperep.bench.way import Way
 from hyperep.mesh import DeviceMesh
 from hyperep.styles import ExpertParallel
-from hyperep.styles.expert import Exchange
 
 __all__ = ["Case", "WrongResult"]
 
@@ -25,16 +26,19 @@ class WrongResult(ArithmeticError):
 
 
 class Case:
-    """The contestants of one shape; *exchange* is what the layer does that is measured."""
+    """The contestants of one shape; *way* is that of the layer that is measured."""
 
-    def __init__(self, mesh: DeviceMesh, shape: Shape, exchange: Exchange = "tokens") -> None:
-        self.mesh, self.shape, self.platform, self.exchange = mesh, shape, mesh.platform, exchange
+    def __init__(self, mesh: DeviceMesh, shape: Shape, way: Way) -> None:
+        self.mesh, self.shape, self.platform, self.way = mesh, shape, mesh.platform, way
         data = Data(self.platform, shape, mesh.get_local_rank())
-        self.layer = Layer(data, mesh, ExpertParallel(exchange=exchange))
+        self.layer = Layer(data, mesh, way.style)
         self.by_rows = Layer(data, mesh, ExpertParallel(exchange="rows"))
         # Its experts are not called; it has parameters of its own, so that their gradients are too.
         self.naive = Layer(data, mesh, ExpertParallel(), self._naive_experts)
         self.limit = Limit(mesh, shape)
+        # Where exchanges are hidden: how long the layer waits for them otherwise, and what there is to hide.
+        self.waiting = Layer(data, mesh, way.waiting.style) if way.chunks > 1 else None
+        self.apart = Apart(mesh, shape, way.waiting.style) if way.chunks > 1 else None
 
     def contestants(self, naive: bool) -> dict[str, Callable[[], Any]]:
         """What is timed, by the names of the record."""
@@ -45,6 +49,9 @@ class Case:
             "rows_limit": self.limit.rows,
             "rows": self.by_rows.forward_backward,
         }
+        if self.waiting is not None and self.apart is not None:
+            own |= {"waiting": self.waiting.forward_backward, "wire": self.apart.wire}
+            own |= {"arithmetic": self.apart.arithmetic}
         return own | ({"naive": self.naive.forward_backward} if naive else {})
 
     def check(self, naive: bool) -> None:
@@ -55,7 +62,10 @@ class Case:
         """
         names = ("the tokens", "tokens", "weights", *self.layer.parameters)
         wanted = (self.layer.forward(), *self.layer.forward_backward())
-        for way, other in {"exchange of rows": self.by_rows, **({"naive way": self.naive} if naive else {})}.items():
+        others = {"exchange of rows": self.by_rows, "layer without chunks": self.waiting}
+        for way, other in (others | {"naive way": self.naive if naive else None}).items():
+            if other is None:
+                continue
             for name, got, want in zip(names, (other.forward(), *other.forward_backward()), wanted, strict=True):
                 a, b = (x.astype(np.float64) for x in self.platform.to_host(got, want))
                 error = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-30)

@@ -10,13 +10,13 @@ from typing import Any
 
 from hyperep.bench.program import run
 from hyperep.bench.shapes import Shape
+from hyperep.bench.way import Way
 from hyperep.launch import Launcher, run_on_ranks
 from hyperep.launch.joined import watched_steps
 from hyperep.launch.tasks import refuse_tasks
 from hyperep.launch.timeout import step_timeout
 from hyperep.platform.reference import resolve
 from hyperep.platform.selection import get_platform, select, use_platform
-from hyperep.styles.expert import Exchange
 
 __all__ = ["PROGRAM", "start"]
 
@@ -31,7 +31,7 @@ def start(
     repetitions: int,
     naive: bool,
     together: bool = False,
-    exchange: Exchange = "tokens",
+    way: Way | None = None,
 ) -> list[dict[str, Any]] | None:
     """Measure *shapes* on new ranks of a platform, or as one rank of the launch that this process is part of.
 
@@ -54,7 +54,7 @@ def start(
         "repetitions": repetitions,
         "naive": naive,
         "together": together,
-        "exchange": exchange,
+        "way": dataclasses.asdict(way or Way()),
     }
     if launcher is not None and launcher.joined():
         with use_platform(spec.name) as platform:

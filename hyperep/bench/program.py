@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from hyperep.bench import memory, theory
+from hyperep.bench import memory, theory, timeline
 from hyperep.bench.case import Case
 from hyperep.bench.counting import CountingPlatform, nbytes
 from hyperep.bench.data import Data
@@ -17,11 +18,11 @@ from hyperep.bench.layer import Layer
 from hyperep.bench.naive import reason_against
 from hyperep.bench.progress import show_progress
 from hyperep.bench.shapes import Shape
+from hyperep.bench.timeline import Watch
 from hyperep.bench.timing import interleaved, wait
+from hyperep.bench.way import Way
 from hyperep.mesh import init_device_mesh
 from hyperep.platform.protocol import Platform
-from hyperep.styles import ExpertParallel
-from hyperep.styles.expert import Exchange
 
 __all__ = ["count", "measure", "run"]
 
@@ -32,9 +33,9 @@ def run(
     repetitions: int,
     naive: bool,
     together: bool = False,
-    exchange: Exchange = "tokens",
+    way: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Measure each of *shapes* (fields of :class:`Shape`) on all ranks of the world. Collective.
+    """Measure each of *shapes* (fields of :class:`Shape`) in a *way* (fields of :class:`Way`). Collective.
 
     With *together* the shapes take turns with each other, so that their times compare; all of them are then in memory
     at once.
@@ -44,9 +45,9 @@ def run(
     found = []
     with show_progress(platform.rank == 0) as progress:
         for group in [chosen] if together else [[shape] for shape in chosen]:
-            cases = [Case(mesh, shape, exchange) for shape in group]
+            cases = [Case(mesh, shape, Way(**way)) for shape in group]
             for case, record in zip(cases, measure(cases, repetitions, naive, progress), strict=True):
-                found.append(record | count(platform, case.shape, exchange))
+                found.append(record | count(platform, case.shape, case.way))
     return found
 
 
@@ -73,7 +74,8 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
     return {
         "shape": case.shape.name,
         "ranks": case.mesh.size(),
-        "exchange": case.exchange,
+        "exchange": case.way.exchange,
+        "chunks": case.way.chunks,
         "forward_ms": median["forward"],
         "forward_backward_ms": layer,
         "limit_ms": median["limit"],
@@ -81,6 +83,8 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
         "rows_ms": median["rows"],
         "speedup_over_rows": median["rows"] / layer,
         "rows_limit_ms": median["rows_limit"],
+        **{f"{name}_ms": median.get(name) for name in ("wire", "arithmetic", "waiting")},
+        "speedup_over_waiting": median["waiting"] / layer if "waiting" in median else None,
         "naive_ms": median.get("naive"),
         "speedup_over_naive": median["naive"] / layer if "naive" in median else None,
         "naive_left_out": reason or None,
@@ -92,12 +96,13 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
     }
 
 
-def count(platform: Platform[Any], shape: Shape, exchange: Exchange = "tokens") -> dict[str, Any]:
+def count(platform: Platform[Any], shape: Shape, way: Way | None = None) -> dict[str, Any]:
     """What the layer moves, summed over all ranks where it is bytes, and what it must move."""
+    way = Way() if way is None else way
     counting: Any = CountingPlatform(platform)
     mesh = init_device_mesh(counting, (platform.world_size,), ("ep",))
     data = Data(counting, shape, platform.rank)
-    layer = Layer(data, mesh, ExpertParallel(exchange=exchange))
+    layer = Layer(data, mesh, way.style)
     counting.take()
     pullback = layer.forward_recorded()
     forward = counting.take()
@@ -105,7 +110,7 @@ def count(platform: Platform[Any], shape: Shape, exchange: Exchange = "tokens") 
     backward = counting.take()
     sent = platform.from_host(np.array([forward.wire_bytes + backward.wire_bytes], dtype=np.int64))
     token_bytes, ranks = nbytes(data.tokens) // max(shape.tokens, 1), platform.world_size
-    by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes)
+    by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes, way.chunks)
     by_rows = theory.row_wire_bytes(shape.counts(ranks), token_bytes)
     return {
         "host_copies": forward.host_copies + backward.host_copies,
@@ -114,6 +119,30 @@ def count(platform: Platform[Any], shape: Shape, exchange: Exchange = "tokens") 
             "backward": {"small": backward.small, "large": backward.large},
         },
         "wire_bytes": int(platform.to_host(platform.all_reduce(sent))[0][0]),
-        "wire_bytes_theory": by_tokens if exchange == "tokens" else by_rows,
+        "wire_bytes_theory": by_tokens if way.exchange == "tokens" else by_rows,
         "wire_bytes_of_rows": by_rows,
+        **follow(platform, shape, way),
     }
+
+
+def follow(platform: Platform[Any], shape: Shape, way: Way) -> dict[str, Any]:
+    """What was on its way while this rank computed, in one run; and if it is wanted, the timelines of all ranks."""
+    spans, ends = _watched(platform, shape, way)
+    found: dict[str, Any] = {
+        "overlap_ms": timeline.overlap_ms(spans, ends[1]),
+        "in_flight_bytes": timeline.most_in_flight(spans),
+    }
+    if way.timeline:
+        both = [(f"{way.chunks} chunks", (spans, ends))] if way.chunks > 1 else []
+        both.append(("waiting for each exchange", _watched(platform, shape, way.waiting)))
+        found["timelines"] = [{"title": title, "ranks": timeline.gather(platform, *of)} for title, of in both]
+    return found
+
+
+def _watched(platform: Platform[Any], shape: Shape, way: Way) -> tuple[list[timeline.Span], tuple[float, float]]:
+    watch: Any = Watch(platform)
+    mesh = init_device_mesh(watch, (platform.world_size,), ("ep",))
+    layer = Layer(Data(watch, shape, platform.rank), mesh, way.style)
+    wait(platform, layer.forward_backward())
+    ends = timeline.record(watch, layer.forward_recorded, functools.partial(wait, platform))
+    return watch.spans, ends

@@ -90,13 +90,13 @@ def swept(
     return [{**r, "sweep": sweep, "value": p.value, "line": p.line} for p, r in zip(planned, records, strict=True)]
 
 
-def require_drawable(path: Path) -> None:
+def require_drawable(path: Path, option: str = "--picture") -> None:
     """Check, before anything is measured, that a picture can be written to *path*.
 
     Raises:
         ValueError: its folder is missing, it cannot be written, or its name is that of no format.
     """
-    require_writable_file(path, "--picture")
+    require_writable_file(path, option)
     try:
         import_matplotlib()
         from matplotlib.backend_bases import FigureCanvasBase
@@ -104,7 +104,7 @@ def require_drawable(path: Path) -> None:
         return  # it will be told when there is something to draw: until then the measurements need no picture
     formats = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix and path.suffix[1:].lower() not in formats:
-        raise ValueError(f"--picture {path}: {path.suffix[1:]!r} is no format of pictures; choose one of {formats}")
+        raise ValueError(f"{option} {path}: {path.suffix[1:]!r} is no format of pictures; choose one of {formats}")
 
 
 def draw(sweep: str, records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:

@@ -13,7 +13,7 @@ _NUMBER = 4
 """Bytes of a number of an expert, and of a weight, on the wire."""
 
 
-def token_wire_bytes(copies: np.ndarray, top_k: int, token_bytes: int) -> int:
+def token_wire_bytes(copies: np.ndarray, top_k: int, token_bytes: int, chunks: int = 1) -> int:
     """Bytes that all ranks together send to others in a layer's forward and backward where tokens travel.
 
     A token travels once to each other rank that owns one of its experts, and a sum back; so do their gradients. With it
@@ -24,10 +24,11 @@ def token_wire_bytes(copies: np.ndarray, top_k: int, token_bytes: int) -> int:
         copies: tokens by source rank and by rank that owns one of their experts, ``[R, R]``.
         top_k: choices of a token.
         token_bytes: size of one token.
+        chunks: in how many parts they travel; of each the header has its two counts.
     """
     ranks = len(copies)
     travelling = int(copies.sum() - np.trace(copies))
-    return travelling * (4 * token_bytes + 3 * top_k * _NUMBER) + ranks * (ranks - 1) * token_input.HEADER * 8
+    return travelling * (4 * token_bytes + 3 * top_k * _NUMBER) + ranks * (ranks - 1) * token_input.header(chunks) * 8
 
 
 def row_wire_bytes(counts: np.ndarray, row_bytes: int) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,15 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is timed, in turns.")] = 10,
     exchange: Annotated[Exchanged, typer.Option(help="What travels in the layer that is measured.")] = Exchanged.TOKENS,
+    chunks: Annotated[
+        int, typer.Option(min=1, help="Parts in which tokens travel, so that one is computed while another does.")
+    ] = 1,
+    timeline: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw into this file what was on the wire, and when ranks computed; beside it without chunks."
+        ),
+    ] = None,
     naive: Annotated[
         bool | None,
         typer.Option(help="Compare with the naive way, which takes its time.", show_default="without --sweep: naive"),
@@ -71,18 +81,24 @@ def bench(
     from hyperep.bench.report import notes, table
     from hyperep.bench.shapes import preset
     from hyperep.bench.sweep import SWEEPS, draw, require_drawable, swept
+    from hyperep.bench.timeline_picture import draw_timeline
+    from hyperep.bench.way import Way
     from hyperep.launch.timeout import use_timeout
 
     # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
     naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
-    how["exchange"] = exchange.value
+    how["way"] = Way(exchange=exchange.value, chunks=chunks, timeline=timeline is not None)
     shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
     path = Path(picture or f"bench-{sweep}.svg")
     if picture is not None and sweep is None:
         raise ValueError(f"--picture {picture} is for a sweep; name one with --sweep, or leave it out")
     if sweep in SWEEPS:  # an unknown one is told by what follows
         require_drawable(path)
+    if timeline is not None:
+        if sweep is not None:
+            raise ValueError(f"--timeline {timeline} shows one layer, and --sweep {sweep} measures many; leave out one")
+        require_drawable(Path(timeline), "--timeline")
     if sweep is not None and len(shapes) > 1:
         raise ValueError(f"--sweep begins from one shape, but {len(shapes)} were given; leave all but one out")
     with use_timeout(timeout):
@@ -99,9 +115,15 @@ def bench(
             console.print(line, markup=False)
     # Last, because what was measured is there now, whatever comes of the picture.
     if sweep is not None:
-        try:
-            draw(sweep, records, f"{shapes[0].name} on {platform or 'this platform'}", path)
-        except Exception as error:
-            raise ValueError(f"the picture {path} was not drawn: {type(error).__name__}: {error}") from error
-        if not as_json:
-            console.print(f"picture: {path}", markup=False)
+        _drawn(path, lambda: draw(sweep, records, f"{shapes[0].name} on {platform or 'this platform'}", path), as_json)
+    if timeline is not None:
+        _drawn(Path(timeline), lambda: draw_timeline(records, Path(timeline)), as_json)
+
+
+def _drawn(path: Path, draw: Callable[[], None], as_json: bool) -> None:
+    try:
+        draw()
+    except Exception as error:
+        raise ValueError(f"the picture {path} was not drawn: {type(error).__name__}: {error}") from error
+    if not as_json:
+        Console(highlight=False).print(f"picture: {path}", markup=False)

@@ -102,8 +102,7 @@ def schedule(parts: int) -> tuple[Step, ...]:
 
 def follow(order: tuple[Step, ...], steps: Steps) -> None:
     """Do the steps of *order*."""
-    meant = {
-        Action.SEND: steps.send,
+    meant: dict[Action, Callable[[int, Any], Any]] = {
         Action.RECEIVE: steps.receive,
         Action.COMPUTE: steps.compute,
         Action.RETURN: steps.give_back,

@@ -14,7 +14,7 @@ from hyperep.exchange.copies import choices_by_rank
 from hyperep.exchange.faults import Check, Common, Said, dtype_name, dtype_number, kind_of
 from hyperep.platform.protocol import Platform
 
-__all__ = ["CHECK", "HEADER", "TokenInput", "copies_and_choices", "inspect"]
+__all__ = ["CHECK", "HEADER", "TokenInput", "copies_and_choices", "header", "inspect"]
 
 Bounds = Sequence[tuple[int, int]]
 """Where each part of the tokens begins and ends."""
@@ -69,8 +69,14 @@ CHECK = Check(
     judge=_judge,
 )
 
-HEADER = _COUNTS + CHECK.header
-"""Integers that a rank tells each other one, the two counts of one part included."""
+
+def header(parts: int = 1) -> int:
+    """Integers that a rank tells each other one, the two counts of each part included."""
+    return _COUNTS * parts + CHECK.header
+
+
+HEADER = header()
+"""Those of tokens that travel in one part."""
 
 
 @dataclass(frozen=True)
