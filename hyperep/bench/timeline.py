@@ -19,7 +19,7 @@ import numpy as np
 from hyperep.bench.counting import nbytes
 from hyperep.platform.protocol import Group, Platform
 
-__all__ = ["Span", "Watch", "computing", "gather", "overlap_ms", "most_in_flight", "record"]
+__all__ = ["Span", "Watch", "computing", "gather", "most_in_flight", "overlap_ms", "record"]
 
 
 @dataclass(frozen=True)
