@@ -51,7 +51,13 @@ def test_the_plan_of_copies():
     on(1, token_cases.plan_is_that_of_the_loop)
 
 
-@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("tokens", (4,)), ("levels", (2, 2))])
+@pytest.mark.parametrize(
+    ("way", "shape"),
+    [
+        *(("tokens", (2,)), ("tokens", (4,)), ("levels", (2, 2))),
+        *(("3 chunks", (2,)), ("3 chunks", (4,)), ("levels in chunks", (2, 2))),
+    ],
+)
 def test_costs(way, shape):
     on(size(shape), token_cases.costs, way, shape)
 
@@ -68,12 +74,14 @@ def test_limited_groups_bound_the_copies(nodes, top_groups):
 
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("what", token_cases.BAD)
-def test_bad_input_is_an_error_on_every_rank(what, at):
-    on(2, token_cases.bad_input_is_an_error_on_every_rank, what, at)
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_bad_input_is_an_error_on_every_rank(chunks, what, at):
+    on(2, token_cases.bad_input_is_an_error_on_every_rank, what, at, chunks)
 
 
-def test_same_bits_again():
-    on(4, token_cases.same_bits_again)
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_same_bits_again(chunks):
+    on(4, token_cases.same_bits_again, chunks)
 
 
 def test_the_way_of_rows_has_one_level():

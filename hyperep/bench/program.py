@@ -24,7 +24,7 @@ from hyperep.bench.way import Way
 from hyperep.mesh import init_device_mesh
 from hyperep.platform.protocol import Platform
 
-__all__ = ["count", "measure", "run"]
+__all__ = ["count", "follow", "measure", "run"]
 
 
 def run(
@@ -47,7 +47,8 @@ def run(
         for group in [chosen] if together else [[shape] for shape in chosen]:
             cases = [Case(mesh, shape, Way(**way)) for shape in group]
             for case, record in zip(cases, measure(cases, repetitions, naive, progress), strict=True):
-                found.append(record | count(platform, case.shape, case.way))
+                counted, followed = (of(platform, case.shape, case.way) for of in (count, follow))
+                found.append(record | counted | followed)
     return found
 
 
@@ -121,7 +122,6 @@ def count(platform: Platform[Any], shape: Shape, way: Way | None = None) -> dict
         "wire_bytes": int(platform.to_host(platform.all_reduce(sent))[0][0]),
         "wire_bytes_theory": by_tokens if way.exchange == "tokens" else by_rows,
         "wire_bytes_of_rows": by_rows,
-        **follow(platform, shape, way),
     }
 
 

@@ -20,6 +20,7 @@ from hyperep.bench.progress import show_progress
 from hyperep.bench.shapes import PRESETS, Shape, preset
 from hyperep.bench.sweep import SWEEPS, points
 from hyperep.bench.timing import interleaved
+from hyperep.bench.way import Way
 from hyperep.cli import main
 from hyperep.loopback import LoopbackPlatform
 from hyperep.loopback import run as on_ranks
@@ -88,7 +89,7 @@ def test_experts_that_do_not_divide():
 @pytest.mark.parametrize("way", ["naive", "by_rows"])
 def test_a_wrong_way_is_an_error_and_no_time(way):
     def on_rank(platform):
-        case = Case(init_device_mesh(platform, (1,), ("ep",)), SMALL)
+        case = Case(init_device_mesh(platform, (1,), ("ep",)), SMALL, Way())
         wrong = getattr(case, way)
         wrong._routed = lambda *inputs, **how: case.layer._routed(*inputs, **how) * 1.01
         case.check(naive=True)
@@ -101,7 +102,7 @@ def test_a_wrong_way_is_an_error_and_no_time(way):
 def test_shared_experts_count_in_the_layer_and_in_the_limit():
     def on_rank(platform):
         mesh = init_device_mesh(platform, (1,), ("ep",))
-        plain, shared = (Case(mesh, Shape(**{**vars(SMALL), "shared": shared})) for shared in (0, 2))
+        plain, shared = (Case(mesh, Shape(**{**vars(SMALL), "shared": shared}), Way()) for shared in (0, 2))
         difference = np.abs(shared.layer.forward() - plain.layer.forward()).max()
         return difference, [of.hidden.shape for of in shared.limit.products]
 

@@ -8,6 +8,7 @@ from hyperep.bench import theory
 from hyperep.bench.counting import nbytes
 from hyperep.bench.program import count, run
 from hyperep.bench.shapes import Shape
+from hyperep.bench.way import Way
 from hyperep.exchange import row_input, token_input
 from hyperep.loopback import run as on_ranks
 
@@ -19,7 +20,7 @@ SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
 @pytest.mark.parametrize("exchange", ["tokens", "rows"])
 def test_copies_collectives_and_bytes(exchange, ranks, hot):
     shape = Shape(**{**vars(SMALL), "hot": hot})
-    (found, *others) = on_ranks(lambda platform: count(platform, shape, exchange), ranks)
+    (found, *others) = on_ranks(lambda platform: count(platform, shape, Way(exchange=exchange)), ranks)
     assert found["host_copies"] == 1
     forward, backward = {"rows": (2, 2), "tokens": (3, 3) if ranks > 1 else (0, 0)}[exchange]
     assert found["collectives"] == {
@@ -29,6 +30,18 @@ def test_copies_collectives_and_bytes(exchange, ranks, hot):
     assert found["wire_bytes"] == found["wire_bytes_theory"]
     assert all(other == found for other in others)
     assert (found["wire_bytes"] == 0) == (ranks == 1)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_chunks_cost_two_counts_each(ranks):
+    whole, parts = (
+        on_ranks(lambda platform, chunks=chunks: count(platform, SMALL, Way(chunks=chunks)), ranks)[0]
+        for chunks in (1, 3)
+    )
+    assert parts["host_copies"] == 1
+    assert parts["collectives"]["forward"] == {"small": 1, "large": 9}
+    assert parts["collectives"]["backward"] == {"small": 0, "large": 9}
+    assert parts["wire_bytes"] == parts["wire_bytes_theory"] == whole["wire_bytes"] + ranks * (ranks - 1) * 2 * 2 * 8
 
 
 def test_theory_of_rows_by_hand():

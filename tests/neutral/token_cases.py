@@ -193,7 +193,10 @@ def plan_is_that_of_the_loop(platform):
 
 
 def costs(platform, way, shape):
-    """Host copies and exchanges of a layer, forward and backward: one copy a level, none in backward."""
+    """Host copies and exchanges of a layer, forward and backward: one copy a level, none in backward.
+
+    In chunks the first level has one copy for all of them; each level below has one for each chunk that reaches it.
+    """
     settings, names, _ = WAYS[way]
     counting = CountingPlatform(platform)
     mesh = hyperep.init_device_mesh(counting, shape, names)
@@ -202,14 +205,15 @@ def costs(platform, way, shape):
     x, indices, weights, cotangent = routing(platform.rank, tokens=6)
     x, weights, cotangent = (platform.from_host(v.astype(np.float32)) for v in (x, weights, cotangent))
     numbers = platform.from_host(indices)
-    levels = len(names)
+    levels, chunks = len(names), settings.get("chunks", 1)
+    calls = 1 + chunks * (levels - 1)
     counting.take()
     _, pullback = platform.vjp(lambda x, s: experts(x, numbers, s), x, weights)
     forward = counting.take()
     pullback(cotangent)
     backward = counting.take()
-    assert (forward.host_copies, forward.small, forward.large) == (levels, levels, 3 * levels), forward
-    assert (backward.host_copies, backward.small, backward.large) == (0, 0, 3 * levels), backward
+    assert (forward.host_copies, forward.small, forward.large) == (calls, calls, 3 * levels * chunks), forward
+    assert (backward.host_copies, backward.small, backward.large) == (0, 0, 3 * levels * chunks), backward
 
 
 def bytes_on_the_wire(platform, way, shape):
@@ -276,12 +280,12 @@ BAD = {
 }
 
 
-def bad_input_is_an_error_on_every_rank(platform, what, at):
+def bad_input_is_an_error_on_every_rank(platform, what, at, chunks=1):
     """What one rank does wrong every rank tells, in the same words but for what only it can know."""
     message, spoil = BAD[what]
     mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
     experts = GroupedExperts(platform, DIM, HIDDEN, EXPERTS)
-    hyperep.ExpertParallel().apply(experts, mesh)
+    hyperep.ExpertParallel(chunks=chunks).apply(experts, mesh)
     x, indices, weights, _ = routing(0, tokens=5)
     data = x.astype(np.float32), indices, weights.astype(np.float32)
     if platform.rank == at:
@@ -294,11 +298,11 @@ def bad_input_is_an_error_on_every_rank(platform, what, at):
     assert tuple(experts(*good).shape) == (5, DIM)
 
 
-def same_bits_again(platform):
+def same_bits_again(platform, chunks=1):
     """The same input gives the same bits, forward and backward, whatever ran in between."""
     mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
     experts = GroupedExperts(platform, DIM, HIDDEN, EXPERTS)
-    hyperep.ExpertParallel().apply(experts, mesh)
+    hyperep.ExpertParallel(chunks=chunks).apply(experts, mesh)
 
     def once(tokens):
         x, indices, weights, cotangent = routing(platform.rank, tokens=tokens)

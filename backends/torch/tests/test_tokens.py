@@ -43,7 +43,7 @@ def test_the_plan_of_copies(platform):
     token_cases.plan_is_that_of_the_loop(platform)
 
 
-@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("levels", (2, 2))])
+@pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("levels", (2, 2)), ("3 chunks", (2,))])
 def test_costs(world, way, shape):
     world(shape).run(token_cases.costs, way, shape)
 
