@@ -94,23 +94,10 @@ def dispatch_tokens(
     (context,) = plan_dispatch(tokens, indices, weights, mesh, num_experts=num_experts)
     if context.copies is None:
         return tokens, indices, weights, context
-    platform, xp = mesh.platform, mesh.platform.xp
-    choices = join_choices(platform, indices, weights)
-    wire = choices.dtype
-    # 4. Exchange tokens, numbers and weights. The weights arrive beside the numbers, outside of autodiff.
-    numbers, weights_there = split_choices(platform, to_owners(choices, context), weights.dtype)
-
-    def forward(tokens: Any, weights: Any) -> tuple[Any, tuple[Any, ...]]:
-        return (to_owners(tokens, context), weights_there + 0), ()
-
-    def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
-        # Both, also where only one is needed here: another rank may need the other, and waits for this one.
-        tokens, weights = (from_owners(g, context) for g in (cotangents[0], xp.astype(cotangents[1], wire)))
-        return add_up(tokens, context), xp.astype(add_up(weights, context), weights_there.dtype)
-
-    tokens, weights = platform.custom_vjp(forward, backward)(tokens, weights)
+    # 4. Exchange tokens, numbers and weights.
+    tokens, weights, numbers = _send(context, tokens, indices, weights)
     # 5. Renumber.
-    return tokens, own_choices(platform, numbers, context.first, context.owned), weights, context
+    return tokens, own_choices(context.platform, numbers, context.first, context.owned), weights, context
 
 
 def plan_dispatch(
@@ -177,6 +164,26 @@ def combine_tokens(sums: Any, context: TokenDispatchContext) -> Any:
         return (to_owners(cotangents[0], context),)
 
     return context.platform.custom_vjp(forward, backward)(sums)
+
+
+def _send(context: TokenDispatchContext, tokens: Any, indices: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Copies of tokens and of their weights, differentiable, and of the numbers of their experts."""
+    platform, xp = context.platform, context.platform.xp
+    choices = join_choices(platform, indices, weights)
+    wire = choices.dtype
+    # The weights arrive beside the numbers, outside of autodiff.
+    numbers, weights_there = split_choices(platform, to_owners(choices, context), weights.dtype)
+
+    def forward(tokens: Any, weights: Any) -> tuple[Any, tuple[Any, ...]]:
+        return (to_owners(tokens, context), weights_there + 0), ()
+
+    def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
+        # Both, also where only one is needed here: another rank may need the other, and waits for this one.
+        tokens, weights = (from_owners(g, context) for g in (cotangents[0], xp.astype(cotangents[1], wire)))
+        return add_up(tokens, context), xp.astype(add_up(weights, context), weights_there.dtype)
+
+    tokens, weights = platform.custom_vjp(forward, backward)(tokens, weights)
+    return tokens, weights, numbers
 
 
 def require_one_each(sums: Any, context: TokenDispatchContext) -> None:

@@ -87,22 +87,9 @@ def test_arithmetic_without_the_wire_is_that_of_the_layer():
 
 def test_the_command_draws_both_ways(tmp_path, capsys):
     picture = tmp_path / "wire.svg"
+    words = "bench --platform loopback --shape finest --chunks 2 --repetitions 1 --no-naive --json"
     with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                "bench",
-                "--platform",
-                "loopback",
-                "--shape",
-                "finest",
-                "--chunks",
-                "2",
-                "--repetitions",
-                "1",
-                "--no-naive",
-            ]
-            + ["--timeline", str(picture), "--json"]
-        )
+        main([*words.split(), "--timeline", str(picture)])
     assert not ended.value.code
     (record,) = json.loads(capsys.readouterr().out)
     assert record["chunks"] == 2
