@@ -34,6 +34,7 @@ REQUIREMENT_MODULES = (
     "ownership",
     "state",
     "token_styles",
+    "chunks",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""
 

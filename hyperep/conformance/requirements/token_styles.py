@@ -20,17 +20,17 @@ _BASE = (
     *(Capability.AUTODIFF, Capability.MODULES, Capability.SHARDED_PARAMETERS, Capability.GROUPED_MATMUL),
     Capability.PERMUTE_ROWS,
 )
-_EP = (*_BASE, Capability.ALL_TO_ALL)
-_TP = (*_BASE, Capability.ALL_REDUCE)
-_LEVELS = (*_EP, Capability.SUBGROUPS)
-_ETP = (*_EP, Capability.ALL_REDUCE, Capability.SUBGROUPS)
+EP = (*_BASE, Capability.ALL_TO_ALL)
+TP = (*_BASE, Capability.ALL_REDUCE)
+LEVELS = (*EP, Capability.SUBGROUPS)
+ETP = (*EP, Capability.ALL_REDUCE, Capability.SUBGROUPS)
 _NAMES = ("w1", "w2", "w3")
 _DIM, _HIDDEN, _LOCAL = 5, 8, 4
 _TOLERANCE = 1e-4
 """Relative; see :mod:`hyperep.conformance.requirements.styles`."""
 
 
-class _Problem:
+class Problem:
     """Experts with weights of size O(1), and tokens, choices, weights and cotangents of every data rank."""
 
     def __init__(self, case: Case, choices: str, data_ranks: int) -> None:
@@ -82,11 +82,11 @@ class _Problem:
             case.close(gradient, total[part], f"gradient of this rank's part of {name}", _TOLERANCE)
 
 
-def _ep_mesh(case: Case) -> Any:
+def ep_mesh(case: Case) -> Any:
     return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
 
 
-def _shapes(ranks: int) -> list[tuple[int, int]]:
+def shapes(ranks: int) -> list[tuple[int, int]]:
     """Shapes of meshes with two dimensions of so many ranks."""
     return [(n, ranks // n) for n in range(1, ranks + 1) if ranks % n == 0]
 
@@ -96,13 +96,13 @@ def _shapes(ranks: int) -> list[tuple[int, int]]:
     "Experts that are called with tokens equal the unsharded ones under ExpertParallel, in output and the gradients of "
     "tokens, of weights and of all experts, whatever the choices.",
     port=PORT,
-    capabilities=_EP,
+    capabilities=EP,
     needs=("EP-random", *(f"TOKENS-{choices}" for choices in CHOICES), "XP-argsort"),
 )
 def tokens(case: Case) -> None:
-    mesh = _ep_mesh(case)
+    mesh = ep_mesh(case)
     for choices in CHOICES:
-        problem = _Problem(case, choices, case.ranks)
+        problem = Problem(case, choices, case.ranks)
         problem.agree(problem.sharded(hyperep.ExpertParallel(), mesh), case.rank)
 
 
@@ -110,13 +110,13 @@ def tokens(case: Case) -> None:
     "EP-tokens-as-rows",
     "With exchange='rows' they equal them too: each token travels once for each of its experts.",
     port=PORT,
-    capabilities=_EP,
+    capabilities=EP,
     needs=("EP-tokens",),
 )
 def tokens_as_rows(case: Case) -> None:
-    mesh = _ep_mesh(case)
+    mesh = ep_mesh(case)
     for choices in ("random", "duplicates", "nobody", "empty-rank", "all-empty"):
-        problem = _Problem(case, choices, case.ranks)
+        problem = Problem(case, choices, case.ranks)
         problem.agree(problem.sharded(hyperep.ExpertParallel(exchange="rows"), mesh), case.rank)
 
 
@@ -124,12 +124,12 @@ def tokens_as_rows(case: Case) -> None:
     "EP-tokens-deterministic",
     "Two runs on the same tokens give the same bits, in output and all gradients.",
     port=PORT,
-    capabilities=_EP,
+    capabilities=EP,
     needs=("EP-tokens", "TOKENS-deterministic"),
 )
 def tokens_deterministic(case: Case) -> None:
-    problem = _Problem(case, "random", case.ranks)
-    module = problem.sharded(hyperep.ExpertParallel(), _ep_mesh(case))
+    problem = Problem(case, "random", case.ranks)
+    module = problem.sharded(hyperep.ExpertParallel(), ep_mesh(case))
     runs = [problem.run(module, case.rank) for _ in range(3)]
     for out, gradients in runs[1:]:
         for got, want in zip((out, *gradients), (runs[0][0], *runs[0][1]), strict=True):
@@ -142,17 +142,17 @@ def tokens_deterministic(case: Case) -> None:
     "gradients; a rank owns the experts that are its in the order of the flattened mesh.",
     port=PORT,
     level=Level.OPTIONAL,
-    capabilities=_LEVELS,
+    capabilities=LEVELS,
     needs=("EP-tokens", "TOKENS-levels"),
     min_ranks=4,
 )
 def two_levels(case: Case) -> None:
-    one = _ep_mesh(case)
-    for shape in _shapes(case.ranks):
+    one = ep_mesh(case)
+    for shape in shapes(case.ranks):
         case.note(mesh=shape)
         mesh = hyperep.init_device_mesh(case.platform, shape, ("node", "ep"))
         for choices in ("duplicates", "nobody", "empty-rank", "all-empty") if min(shape) > 1 else ("nobody",):
-            problem = _Problem(case, choices, case.ranks)
+            problem = Problem(case, choices, case.ranks)
             module = problem.sharded(hyperep.ExpertParallel(levels=("node", "ep")), mesh)
             problem.agree(module, case.rank)
             out, gradients = problem.run(module, case.rank)
@@ -166,13 +166,13 @@ def two_levels(case: Case) -> None:
     "Experts that are called with tokens equal the unsharded ones under TensorParallel, in output and all gradients, "
     "for tokens and weights that are the same on all ranks.",
     port=PORT,
-    capabilities=_TP,
+    capabilities=TP,
     needs=("TP-parity", "SUM-rows-no-row", "XP-argsort"),
 )
 def tp_tokens(case: Case) -> None:
     mesh = hyperep.init_device_mesh(case.platform, (case.ranks,), ("tp",))
     for choices in ("random", "duplicates", "nobody", "all-empty"):
-        problem = _Problem(case, choices, 1)
+        problem = Problem(case, choices, 1)
         problem.agree(problem.sharded(hyperep.TensorParallel(), mesh), 0)
 
 
@@ -182,13 +182,13 @@ def tp_tokens(case: Case) -> None:
     "gradients, on every shape of mesh, for tokens that are the same over tp.",
     port=PORT,
     level=Level.OPTIONAL,
-    capabilities=_ETP,
+    capabilities=ETP,
     needs=("ETP-random", "EP-tokens", "TP-tokens"),
 )
 def etp_tokens(case: Case) -> None:
-    for shape in _shapes(case.ranks):
+    for shape in shapes(case.ranks):
         mesh = hyperep.init_device_mesh(case.platform, shape, ("ep", "tp"))
         for choices in ("duplicates", "nobody", "empty-rank", "all-empty"):
-            problem = _Problem(case, choices, shape[0])
+            problem = Problem(case, choices, shape[0])
             case.note(mesh=shape)
             problem.agree(problem.sharded(hyperep.ExpertTensorParallel(), mesh), mesh.get_local_rank("ep"))

@@ -2,6 +2,7 @@
 """Faults of the exchange of tokens, and of the styles that are called with tokens."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import numpy as np
@@ -390,3 +391,98 @@ class ExpertsInTheOrderOfTheOtherDimension(LoopbackPlatform):
         return change
 
     core: ClassVar = {"hyperep.styles.expert:over_ranks": exchanged}
+
+
+# ------------------------------------------------------------------------------------------------------- in chunks
+class _Arrived:
+    def __init__(self, value):
+        self.value = value
+
+    def wait(self):
+        return self.value
+
+
+@mutant("EP-chunks")
+class ChunkComputedBeforeItArrived(LoopbackPlatform):
+    """A wait is left out: experts get what the buffer holds before anything is in it."""
+
+    core: ClassVar = {
+        "hyperep.exchange.chunks:Steps": lambda steps: (
+            lambda **meant: steps(
+                **{**meant, "receive": lambda part, work: _emptied(meant["receive"](part, work))},
+            )
+        )
+    }
+
+
+def _emptied(arrived):
+    return [0 * x for x in arrived] if isinstance(arrived, list) else 0 * arrived
+
+
+@mutant("EP-chunks")
+class ChunksSentInAnotherOrderOnOneRank(LoopbackPlatform):
+    """Rank 0 sends the second chunk first: it is computed with what belongs to the first one."""
+
+    @staticmethod
+    def swapped(plan):
+        def change(*arguments, **options):
+            plans = plan(*arguments, **options)
+            return plans[::-1] if plans[0].platform.rank == 0 else plans
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.chunks:plan_dispatch": swapped}
+
+
+@mutant("EP-chunks", says="gradient of this rank's part")
+class GradientOfAChunkLost(LoopbackPlatform):
+    """Of the gradients of the experts' weights only the last chunk's is kept."""
+
+    class last:  # noqa: N801 (it stands for the module operator)
+        @staticmethod
+        def add(a, b):
+            return b
+
+        iadd = add
+
+    core: ClassVar = {"hyperep.exchange.chunks:operator": lambda operator: GradientOfAChunkLost.last}
+
+
+@mutant("EP-chunks-cost", says="nothing was on its way")
+class ChunksWaitedForAtOnce(LoopbackPlatform):
+    """Every exchange is waited for where it is issued: right, and for nothing."""
+
+    @staticmethod
+    def waited(exchange):
+        return lambda x, context, async_op=False: _Arrived(exchange(x, context, async_op).wait())
+
+    core: ClassVar = {
+        "hyperep.exchange.chunks:to_owners": waited,
+        "hyperep.exchange.chunks:from_owners": waited,
+    }
+
+
+@mutant("EP-chunks-cost", says="host copies")
+class ChunksCountedOneByOne(LoopbackPlatform):
+    """The counts of each chunk are copied to the host by themselves."""
+
+    @staticmethod
+    def one_by_one(plan):
+        def change(*arguments, **options):
+            plans = plan(*arguments, **options)
+            for of in plans[1:]:
+                of.platform.to_host(of.copies.token)
+            return plans
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.chunks:plan_dispatch": one_by_one}
+
+
+@mutant("ASYNC-progress", deadline=8)
+class ExchangeBeginsWhenItIsWaitedFor(LoopbackPlatform):
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if not async_op:
+            return super().all_to_all_single(x, output_splits, input_splits, group)
+        later = functools.cache(lambda: LoopbackPlatform.all_to_all_single(self, x, output_splits, input_splits, group))
+        return type("Later", (), {"wait": lambda work: later()})()
