@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,15 +43,34 @@ def custom_vjp(forward: Forward, backward: Backward) -> Callable[..., Any]:
     """A differentiable function made of *forward* and *backward*; see the protocol."""
 
     def function(*inputs: torch.Tensor) -> Any:
-        return _CustomVjp.apply(forward, backward, *inputs)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            return _CustomVjp.apply(forward, backward, *inputs)
+        before, _unrecorded.calls = _unrecorded.calls, _unrecorded.calls + 1
+        try:
+            return _CustomVjp.apply(forward, backward, *inputs)
+        finally:
+            _unrecorded.calls = before
 
     return function
+
+
+class _Unrecorded(threading.local):
+    """In how many custom forwards this thread is whose backward nobody will call."""
+
+    calls = 0
+
+
+_unrecorded = _Unrecorded()
 
 
 def vjp(
     function: Callable[..., Any], *primals: torch.Tensor, parameters: Sequence[torch.Tensor] = ()
 ) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
     """Evaluate *function* and return its outputs and its pullback; see the protocol."""
+    if _unrecorded.calls:
+        # Most likely nobody pulls back; whoever does has it recorded then.
+        plain = tuple(p.detach() for p in primals)
+        return function(*plain), lambda *cotangents: _recorded(function, plain, parameters)(*cotangents)
     # Leaves of their own: the gradients end here, and the same tensor given twice counts as two inputs.
     leaves = [p.detach().requires_grad_(p.is_floating_point()) for p in primals]
     with torch.enable_grad():
@@ -72,6 +92,16 @@ def vjp(
         return tuple(_local_gradient(x, found.get(i)) for i, x in enumerate(inputs))
 
     return outputs, pullback
+
+
+def _recorded(
+    function: Callable[..., Any], primals: tuple[torch.Tensor, ...], parameters: Sequence[torch.Tensor]
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    before, _unrecorded.calls = _unrecorded.calls, 0
+    try:
+        return vjp(function, *primals, parameters=parameters)[1]
+    finally:
+        _unrecorded.calls = before
 
 
 def _local_gradient(x: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:

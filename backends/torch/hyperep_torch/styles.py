@@ -7,10 +7,13 @@ in either ``parallelize_module``. What it does is what the core's style of the s
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh as NativeMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import parallel as native
 
 import hyperep
@@ -72,10 +75,35 @@ def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
 class _ExchangingStyle(_StyleOfTorch):
     """A style under which tokens travel: for a compiler, its module is one call that is left as it is."""
 
+    chunks: int
+
     def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
         module = super().apply(module, mesh)
+        if self.chunks > 1:
+            # An argument and not part of the closure, so that a deep copy looks at itself.
+            wrap_forward(module, functools.partial(_refuse_gathered_parts, module))
         wrap_forward(module, call_uncompiled)
         return module
+
+
+def _refuse_gathered_parts(
+    module: nn.Module, inner: Callable[..., Any], *inputs: Any, meanwhile: nn.Module | None = None, **kwargs: Any
+) -> Any:
+    """Refuse modules below the experts, or beside them, that FSDP2 gathers by themselves.
+
+    Their parameters are others while they are called than those that the schedule knows, and would get no gradient.
+    """
+    parts = {f"experts.{path}": part for path, part in module.named_modules() if path}
+    if meanwhile is not None:
+        parts |= {f"meanwhile.{path}".rstrip("."): part for path, part in meanwhile.named_modules()}
+    gathered = [path for path, part in parts.items() if isinstance(part, FSDPModule)]
+    if gathered:
+        raise ValueError(
+            f"ExpertParallel in chunks: FSDP2 gathers the parameters of {gathered} by themselves, so that their "
+            "gradients would be lost; let the experts, or the block around them, be gathered as one, or choose chunks=1"
+        )
+    extra = {} if meanwhile is None else {"meanwhile": meanwhile}
+    return inner(*inputs, **extra, **kwargs)
 
 
 class ExpertParallel(_ExchangingStyle, hyperep.ExpertParallel):

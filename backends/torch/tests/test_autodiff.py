@@ -188,3 +188,21 @@ def test_stop_gradient(platform):
     x = torch.tensor([2.0], requires_grad=True)
     (platform.stop_gradient(x) * x).backward()
     assert x.grad.item() == 2.0
+
+
+def test_a_pullback_is_there_where_no_gradient_is_wanted(platform):
+    """Inside of a custom forward that nobody differentiates, vjp records nothing until its pullback is called."""
+    saved = []
+
+    def forward(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            out, pullback = platform.vjp(lambda x: x * x * 3, x)
+            assert not saved
+            (gradient,) = pullback(torch.ones(3))
+        return out + gradient, ()
+
+    x = torch.tensor([1.0, 2.0, -1.0])
+    with torch.no_grad():
+        found = platform.custom_vjp(forward, lambda *parts: (None,))(x)
+    torch.testing.assert_close(found, 3 * x * x + 6 * x)
+    assert saved
