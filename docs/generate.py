@@ -2,8 +2,10 @@
 """Write the generated parts of these pages again: ``python docs/generate.py``."""
 
 import re
+import sys
 from pathlib import Path
 
+from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.matrix import as_markdown
 from hyperep.conformance.report import Report
 from hyperep.conformance.text import listing
@@ -29,6 +31,16 @@ def replaced(page: str, name: str, part: str) -> str:
     return text
 
 
+def lacking(report: Report) -> list[str]:
+    """The requirements of this suite that a report says nothing of: it was made by an older one."""
+    return sorted(requirements().keys() - set(report.ran))
+
+
 if __name__ == "__main__":
+    old = {path.name: lacking(Report.load(path)) for path in sorted((DOCS / "reports").glob("*.json"))}
+    stale = "".join(f"\n  {name} lacks {', '.join(ids)}" for name, ids in old.items() if ids)
     for (page, name), part in parts().items():
-        (DOCS / page).write_text(replaced(page, name, part))
+        if name != "matrix" or not stale:
+            (DOCS / page).write_text(replaced(page, name, part))
+    if stale:
+        sys.exit(f"no matrix is made of reports of an older suite; run the suite again:{stale}")

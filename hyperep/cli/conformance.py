@@ -12,6 +12,7 @@ import typer
 
 from hyperep.cli.set_aside import set_aside
 from hyperep.conformance.catalogue import requirements
+from hyperep.conformance.difference import difference, told
 from hyperep.conformance.matrix import as_html, as_markdown
 from hyperep.conformance.report import Report, Result
 from hyperep.conformance.suite import check_target
@@ -96,6 +97,17 @@ def matrix(
         print(as_markdown(loaded), end="")
     else:
         html.write_text(as_html(loaded), encoding="utf-8")
+
+
+@conformance.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A report, as written by run --report.")],
+    new: Annotated[Path, typer.Argument(help="A later one.")],
+) -> None:
+    """Say what has changed from one report to another; exit status 1 if something is worse, or not checked any more."""
+    found = difference(Report.load(old), Report.load(new))
+    print(told(found))
+    raise typer.Exit(1 if found.regressed else 0)
 
 
 def _show(result: Result) -> None:

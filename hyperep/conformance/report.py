@@ -64,6 +64,8 @@ class Report:
     """What is no verdict, but should be known, such as ranks that started at another try only."""
     suite: str
     """Version of hyperep, whose suite this is."""
+    commit: str = ""
+    """The commit that it is of, with ``+`` behind it where files were changed; empty where that cannot be told."""
     requirements: int = 0
     """How many that suite has; 0 in a report that does not tell."""
     selection: tuple[str, ...] | None = None

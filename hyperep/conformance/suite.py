@@ -13,6 +13,7 @@ import numpy as np
 
 import hyperep
 from hyperep.conformance.catalogue import find, requirements
+from hyperep.conformance.origin import suite_commit
 from hyperep.conformance.report import WORLD_SIZES, Report, Result, merged
 from hyperep.conformance.requirement import Requirement
 from hyperep.conformance.target import Target, find_target
@@ -144,6 +145,7 @@ def make_report(
         announced=(*target.announced, *announced),
         remarks=tuple(remarks),
         suite=f"hyperep {hyperep.__version__}",
+        commit=suite_commit(),
         python=f"{host.python_implementation()} {host.python_version()}, NumPy {np.__version__}",
         machine=f"{host.system()} {host.machine()}, {os.cpu_count()} CPUs",
         requirements=len(requirements()),

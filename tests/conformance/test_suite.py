@@ -266,6 +266,7 @@ def test_a_report_says_what_made_it(loopback, tmp_path):
     loopback.save(path)
     data = json.loads(path.read_text())
     assert data["suite"] == f"hyperep {hyperep.__version__}"
+    assert re.fullmatch(r"([0-9a-f]{12}\+?)?", data["commit"])
     assert data["requirements"] == len(requirements())
     assert data["selection"] is None
     assert data["machine"].startswith(host.system())
