@@ -26,6 +26,7 @@ COMMANDS = (
     Command(
         "conformance", "hyperep.cli.conformance:conformance", "Check a platform on real ranks, and print the matrix."
     ),
+    Command("audit", "hyperep.cli.audit:audit", "Say which gradient is wrong in your expert parallelism, and why."),
     Command("doctor", "hyperep.cli.doctor:doctor", "Say what is missing or wrong, and the line that puts it right."),
     Command("bench", "hyperep.cli.bench:bench", "Time a layer beside its limits and beside the naive way."),
 )

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit: every examination on real ranks, judged, and concluded."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from hyperep.audit.conclude import Examined, conclude
+from hyperep.audit.examinations import Examination, batches_of, examinations
+from hyperep.audit.expectation import Expectation, expect
+from hyperep.audit.finding import Finding
+from hyperep.audit.inputs import cotangent_like, tokens_for, weights_for
+from hyperep.audit.judge import judge
+from hyperep.audit.judge_state import judge_bits
+from hyperep.audit.observation import Observed
+from hyperep.audit.on_rank import layer_of, subject_of
+from hyperep.audit.ranks import Ranks, ranks_of
+from hyperep.audit.report import AuditReport, Line, make_report
+from hyperep.audit.subject import NotOffered, Subject
+
+__all__ = ["check_layer"]
+
+Progress = Callable[[str, int, str], None]
+
+
+def check_layer(
+    subject: Subject | str,
+    world_sizes: Sequence[int] = (1, 2, 4),
+    *,
+    only: Sequence[str] = (),
+    seed: int = 0,
+    deadline: float = 30.0,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Audit a layer: examine it on real ranks, and say what is wrong and why.
+
+    Args:
+        subject: the layer, or ``"module:name"`` of it. Ranks that are processes of their own import it, so there it
+            must lie in a module: in a notebook, write it to a file first.
+        world_sizes: numbers of ranks, one after the other.
+        only: names of examinations; all, if empty.
+        seed: of all numbers.
+        deadline: seconds that one examination may take; then the places of all ranks are a finding.
+        progress: called with the name of each examination, the number of ranks, and how it ended.
+
+    Raises:
+        ValueError: a number of ranks does not divide the experts, an examination is unknown, or *subject* is none.
+        PlatformError: the subject's platform cannot be used here.
+    """
+    found = subject_of(subject)
+    experts = found.claims.sizes.experts
+    wrong = [ranks for ranks in world_sizes if ranks < 1 or experts % ranks]
+    if wrong or not world_sizes:
+        raise ValueError(f"world_sizes={list(world_sizes)}: each must be at least 1 and divide experts={experts}")
+    chosen = examinations(tuple(only))
+    reference = subject if isinstance(subject, str) else None
+    began, everything, lines = time.monotonic(), [], []
+    for ranks in world_sizes:
+        with ranks_of(found, reference, ranks, deadline) as world:
+            for examination in chosen:
+                examined, line = _examine(found, world, examination, seed)
+                lines.append(line)
+                if examined is not None:
+                    everything.append(examined)
+                if progress is not None:
+                    progress(examination.name, ranks, line.outcome)
+    findings = conclude(found.claims, everything)
+    findings = [_completed(found, finding, seed) for finding in findings]
+    return make_report(
+        found, reference, tuple(world_sizes), seed, tuple(only), time.monotonic() - began, lines, findings
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """What the ranks are given in one examination."""
+
+    weights: list[dict[str, np.ndarray]]
+    tokens: dict[str, list[np.ndarray]]
+    cotangents: dict[str, list[np.ndarray]]
+
+
+def inputs_for(
+    subject: Subject, examination: Examination, choices: Mapping[str, Sequence[np.ndarray]], seed: int
+) -> Inputs:
+    """Weights, and tokens that make the choices wanted."""
+    weights = [weights_for(subject.claims, seed + layer) for layer in range(examination.layers)]
+    tokens: dict[str, list[np.ndarray]] = {}
+    cotangents: dict[str, list[np.ndarray]] = {}
+    for batch, each in choices.items():
+        router = weights[int(layer_of(batch))]["router"]
+        same = subject.claims.batch == "shared"
+        labels = [f"{batch} {0 if same else rank}" for rank in range(len(each))]
+        tokens[batch] = [tokens_for(c, router, label, seed) for c, label in zip(each, labels, strict=True)]
+        if examination.name == "duplicates":
+            tokens[batch] = [np.repeat(x[:1], len(x), axis=0) for x in tokens[batch]]
+        pairs = zip(tokens[batch], labels, strict=True)
+        cotangents[batch] = [cotangent_like(x, label, seed) for x, label in pairs]
+    return Inputs(weights=weights, tokens=tokens, cotangents=cotangents)
+
+
+def _examine(subject: Subject, world: Ranks, examination: Examination, seed: int) -> tuple[Examined | None, Line]:
+    claims = subject.claims
+    choices = batches_of(examination, claims, world.ranks, seed)
+    line = Line(examination=examination.name, ranks=world.ranks, outcome="ok")
+    reason = _why_not(subject, examination, choices is None, world.ranks)
+    if reason or choices is None:
+        return None, dataclasses.replace(line, outcome="not examined", message=reason)
+    began = time.monotonic()
+    inputs = inputs_for(subject, examination, choices, seed)
+    observed = observe(world, examination, inputs, seed)
+    if observed.outcome == "not offered":
+        return None, dataclasses.replace(line, outcome="not examined", message=observed.message)
+    try:
+        examined = judged(subject, examination, inputs, observed)
+    except NotOffered as error:
+        return None, dataclasses.replace(line, outcome="not examined", message=str(error))
+    if examination.repeat and claims.deterministic and not examined.deviations:
+        again = observe(world, examination, inputs, seed)
+        if again.outcome == "done":
+            bits = judge_bits(_flat(observed), _flat(again))
+            examined = dataclasses.replace(examined, deviations=tuple(filter(None, [bits])))
+    outcome = "ok" if not examined.deviations else "wrong"
+    seconds = round(time.monotonic() - began, 3)
+    return examined, dataclasses.replace(
+        line, outcome=outcome, message=observed.message, detail=observed.detail, seconds=seconds
+    )
+
+
+def _why_not(subject: Subject, examination: Examination, impossible: bool, ranks: int) -> str:
+    if impossible:
+        return "the layer claims nothing about such batches, or there are too few ranks"
+    whole = any(verb in ("step", "norm") for verb, *_ in examination.actions)
+    if whole and subject.claims.replicated == "own" and ranks > 1:
+        return "gradients of replicated parameters are reduced elsewhere, by claim"
+    return ""
+
+
+def observe(world: Ranks, examination: Examination, inputs: Inputs, seed: int) -> Observed:
+    """Have the ranks carry out the examination."""
+    folder = tempfile.mkdtemp(prefix="hyperep-audit-")
+    try:
+        return world.observe(
+            actions=examination.actions,
+            weights=[_float32(w) for w in inputs.weights],
+            tokens={batch: [x.astype(np.float32) for x in each] for batch, each in inputs.tokens.items()},
+            cotangents={batch: [x.astype(np.float32) for x in each] for batch, each in inputs.cotangents.items()},
+            seed=seed,
+            folder=folder,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def judged(subject: Subject, examination: Examination, inputs: Inputs, observed: Observed) -> Examined:
+    """Compare with the reference.
+
+    Raises:
+        NotOffered: the optimizer is none that the reference has.
+    """
+    claims = subject.claims
+    optimizer = observed.found[0].get("optimizer") if observed.found else None
+    ended = observed.outcome == "done"
+    actions = examination.actions if ended else [a for a in examination.actions if a[0] in ("forward", "backward")]
+    expectation: Expectation = expect(
+        claims,
+        actions,
+        inputs.weights,
+        inputs.tokens,
+        inputs.cotangents,
+        optimizer,  # type: ignore[arg-type]
+    )
+    given = {batch: [x.astype(np.float32) for x in each] for batch, each in inputs.tokens.items()}
+    return Examined(
+        examination=examination,
+        ranks=observed.ranks,
+        expectation=expectation,
+        deviations=tuple(judge(claims, expectation, given, observed, subject.canonical)),
+        ended=ended,
+    )
+
+
+def _float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def _flat(observed: Observed) -> dict[str, np.ndarray]:
+    """Every array that was observed, by a name for people."""
+    found: dict[str, np.ndarray] = {}
+    for rank, labels in enumerate(observed.found):
+        for label, value in labels.items():
+            if isinstance(value, np.ndarray):
+                found[f"{label} on rank {rank}"] = value
+            elif isinstance(value, dict) and label.startswith("gradients"):
+                for name, part in value.items():
+                    if part.value is not None:
+                        found[f"gradient of {name} on rank {rank}"] = part.value
+    return found
+
+
+def _completed(subject: Subject, finding: Finding, seed: int) -> Finding:
+    return finding
