@@ -31,7 +31,7 @@ def judge(
     Gradients are not judged where an output is wrong already: they follow from it.
     """
     if observed.outcome in ("raised", "hung", "died"):
-        at = observed.action.split(" ")[0]
+        at = observed.action.partition(" ")[0]
         candidate = Candidate(cause=observed.outcome, quantity="run", detail=observed.message, names=(at,), cost=0.1)
         return [Deviation(quantity="run", error=np.inf, candidates=(candidate,), facts={"places": observed.places})]
     found: list[Deviation | None] = []

@@ -10,7 +10,7 @@ import numpy as np
 from hyperep.audit.candidate import Candidate, Deviation, factor_names
 from hyperep.audit.claims import Claims
 from hyperep.audit.evidence import Block, output_blocks, token_gradient_blocks
-from hyperep.audit.fit import deviating, fit, fit_one
+from hyperep.audit.fit import deviating, error_of, fit, fit_one, scale_of
 from hyperep.audit.patterns import patterns, questions
 from hyperep.audit.reference import Terms
 
@@ -68,6 +68,7 @@ def by_patterns(
 ) -> list[Candidate]:
     """Candidates of all groupings of terms that explain what was observed."""
     found: dict[tuple[object, ...], Candidate] = {}
+    blocks = _sample(blocks, claims.tolerance)
     close = 0.01 if claims.tolerance < 0.01 else 0.2
     for grouping in groupings:
         fitted = fit(blocks, grouping, claims.tolerance)
@@ -103,6 +104,22 @@ def by_patterns(
             residual=residual,
         )
     return list(found.values())
+
+
+_ENOUGH = 40
+"""Blocks that show a pattern as well as any number of them."""
+
+
+def _sample(blocks: Sequence[Block], tolerance: float) -> list[Block]:
+    """Some of the blocks, wrong and right ones, from the first to the last."""
+    scale = scale_of(blocks)
+    wrong = [block for block in blocks if error_of(block, scale) > tolerance]
+    right = [block for block in blocks if error_of(block, scale) <= tolerance]
+    return [*_spread(wrong, _ENOUGH - min(len(right), _ENOUGH // 2)), *_spread(right, _ENOUGH // 2)]
+
+
+def _spread(blocks: Sequence[Block], number: int) -> list[Block]:
+    return list(blocks) if len(blocks) <= number else [blocks[i * len(blocks) // number] for i in range(number)]
 
 
 def _sorted(found: Sequence[Candidate], quantity: str) -> tuple[Candidate, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.audit.subject import Call, NotOffered, Specimen, Subject
+from hyperep.launch.doing import doing
 from hyperep.launch.steps import step_done
 from hyperep.platform.reference import resolve
 
@@ -124,6 +125,7 @@ class _Theatre:
 
     def act(self, action: Sequence[str]) -> None:
         self.now = action
+        doing(" ".join(action))
         self._verbs[action[0]](*action[1:])
 
     def _of(self, layer: str) -> Specimen:

@@ -12,7 +12,7 @@ from hyperep.audit.on_rank import examine
 from hyperep.audit.subject import Subject
 from hyperep.conformance.target import find_target
 from hyperep.launch import Launcher, RankProcess
-from hyperep.launch.failure import End
+from hyperep.launch.failure import End, Shortfall
 from hyperep.launch.pool import RankPool
 from hyperep.launch.steps import step_limit
 from hyperep.platform.errors import RankFailure
@@ -80,13 +80,20 @@ class _Processes:
                 "hyperep.audit.on_rank:examine",
                 {"subject": self._subject, **arguments},
                 deadline=self._deadline,
-                hurry=lambda result: result["outcome"] == "raised",
+                shortfall=_shortfall,
             )
         except RankFailure as failure:
             return _failed(self.ranks, failure)
         if any(result["outcome"] == "raised" for result in results):
             self._pool.close()  # ranks may have stopped at different places
         return _observed(self.ranks, results)
+
+
+def _shortfall(result: Mapping[str, Any]) -> Shortfall | None:
+    """What an error of the layer says, for the report of a world in which another rank did not end."""
+    if result["outcome"] != "raised":
+        return None
+    return Shortfall(summary=result["message"], place=result["where"], detail=result["traceback"])
 
 
 def _observed(ranks: int, results: Sequence[Mapping[str, Any]]) -> Observed:
@@ -112,41 +119,30 @@ def _observed(ranks: int, results: Sequence[Mapping[str, Any]]) -> Observed:
 
 def _failed(ranks: int, failure: RankFailure) -> Observed:
     """Ranks that did not end, or not by themselves."""
-    ends = sorted(failure.ends, key=lambda end: end.ranks)
-    # A rank that raised while others wait for it is told as what it is.
-    own = [end for end in ends if end.end is End.FINISHED and isinstance(end.result, Mapping)]
-    raised = [(end, end.result) for end in own if end.result["outcome"] == "raised"]
-    places = tuple(_place(end) for end in ends)
-    if raised:
-        end, result = raised[0]
-        message = f"{result['message']} on {end.label}, while others wait for it"
+    places = tuple(_place(end) for end in sorted(failure.ends, key=lambda end: end.ranks))
+    first = failure.ends[0] if failure.ends else None
+    waiting = [end for end in failure.ends if end.end in (End.RUNNING, End.HUNG)]
+    action = next((end.doing for end in (*waiting, *failure.ends) if end.doing), "") or _in_stacks(failure)
+    if first is not None and first.end in (End.FAILED, End.RAISED):
+        # Not the deadline is the fault, but the rank that raised and left the others waiting.
+        message = f"{first.summary} on {first.label}" + (", while others wait for it" if waiting else "")
         return Observed(
-            ranks=ranks,
-            outcome="raised",
-            message=message,
-            action=result["action"],
-            places=places,
-            detail=result["traceback"] + failure.details,
+            ranks=ranks, outcome="raised", message=message, action=action, places=places, detail=failure.details
         )
-    died = any(end.end in (End.DIED, End.STOPPED) for end in ends)
+    died = any(end.end in (End.DIED, End.STOPPED) for end in failure.ends)
     message = failure.details.partition("\n")[0]
-    action = next((word for end in ends for word in _ACTIONS if f"_{word} (on_rank.py" in end.stack + end.place), "")
-    in_stack = next((word for end in ends for word in _ACTIONS if f"in _{word}" in end.stack), action)
-    return Observed(
-        ranks=ranks,
-        outcome="died" if died else "hung",
-        message=message,
-        action=in_stack or "the call",
-        places=places,
-        detail=failure.details,
-    )
+    outcome = "died" if died else "hung"
+    return Observed(ranks=ranks, outcome=outcome, message=message, action=action, places=places, detail=failure.details)
 
 
-_ACTIONS = ("forward", "backward", "finish", "step", "save", "load", "norm", "gradients", "weights")
+def _in_stacks(failure: RankFailure) -> str:
+    """What ranks that are threads of this process were about to do: the innermost action in a stack."""
+    verbs = ("forward", "backward", "finish", "step", "save", "load", "norm", "gradients", "weights")
+    return next((verb for end in failure.ends for verb in verbs if f"in _{verb}\n" in end.stack), "a call")
 
 
 def _place(end: Any) -> str:
     if end.end is End.FINISHED:
         return f"{end.label}: is done"
-    said = end.place or (end.summary.partition("\n")[0] if end.summary else "")
+    said = ", ".join(filter(None, [end.doing and f"in {end.doing}", end.place or end.summary.partition("\n")[0]]))
     return f"{end.label}: {said or end.end.value}"

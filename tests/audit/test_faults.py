@@ -2,16 +2,19 @@
 """Each fault is named with its cause, once, and nothing else is said."""
 
 import pytest
-from faults import FAULTS
+from faults import FAULTS, ExpertsSummedNotAveraged
 from hand_written import subject_of
 
 from hyperep.audit import check_layer
 
+# At two or at four ranks, in turn, which keeps this short; what depends on their number differs between the two.
+CASES = [(layer, (2, 4)[i % 2]) for i, layer in enumerate(FAULTS)]
 
-@pytest.mark.parametrize("layer", FAULTS, ids=lambda cls: cls.__name__)
-def test_a_known_fault_is_named(layer):
+
+@pytest.mark.parametrize(("layer", "ranks"), CASES, ids=[f"{layer.__name__}@{ranks}" for layer, ranks in CASES])
+def test_a_known_fault_is_named(layer, ranks):
     cause, quantity, where, words = FAULTS[layer]
-    report = check_layer(subject_of(layer), (2, 4), deadline=5.0)
+    report = check_layer(subject_of(layer), (ranks,), deadline=5.0)
     assert len(report.findings) == 1, [finding.headline for finding in report.findings]
     (finding,) = report.findings
     assert (finding.cause, finding.where) == (cause, where)
@@ -19,7 +22,13 @@ def test_a_known_fault_is_named(layer):
     told = f"{finding.headline} {finding.reason}"
     assert all(word in told for word in words), told
     assert finding.certainty in ("certain", "likely")
+
+
+def test_what_is_wrong_at_several_numbers_of_ranks_is_one_finding():
+    report = check_layer(subject_of(ExpertsSummedNotAveraged), (1, 2, 4))
+    (finding,) = report.findings
     assert {seen.ranks for seen in finding.seen} == {2, 4}
+    assert (finding.equals, finding.certainty, finding.condition) == (("R",), "certain", "")
 
 
 def test_there_are_enough_of_them():
