@@ -33,6 +33,7 @@ REQUIREMENT_MODULES = (
     "sizes",
     "ownership",
     "state",
+    "order",
     "token_styles",
     "chunks",
 )

@@ -247,7 +247,11 @@ class Platform(Protocol[T]):
         ...
 
     def named_modules(self, module: Module) -> dict[str, Module]:
-        """The module itself under ``""``, and every module below it by dotted path."""
+        """The module itself under ``""``, and every module below it by dotted path.
+
+        In the order in which they were made, as :meth:`parameters` and :meth:`buffers`: own ones first, then those of
+        each child. It is the same on every rank, where optimizers go by it.
+        """
         ...
 
     def parameters(self, module: Module) -> dict[str, Parameter]:

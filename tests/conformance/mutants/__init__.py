@@ -8,6 +8,7 @@ from mutants import (  # noqa: F401 (what they define is in the registry)
     declarations,
     modules,
     narrow,
+    order,
     ownership,
     rows,
     sizes,
