@@ -13,7 +13,8 @@ import typer
 from hyperep.cli.set_aside import set_aside
 from hyperep.conformance.catalogue import requirements
 from hyperep.conformance.difference import difference, told
-from hyperep.conformance.matrix import as_html, as_markdown
+from hyperep.conformance.matrix import as_markdown
+from hyperep.conformance.page import as_html
 from hyperep.conformance.report import Report, Result
 from hyperep.conformance.suite import check_target
 from hyperep.conformance.target import find_target

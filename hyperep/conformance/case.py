@@ -34,6 +34,8 @@ class Case:
     """Capability -> support, as the plugin's spec declares them; by value."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Shown with a failure: splits, shapes, routings."""
+    measurements: list[tuple[float, str]] = field(default_factory=list)
+    """Of a check of speed: ratios, and what they mean."""
 
     @property
     def rank(self) -> int:
@@ -86,6 +88,10 @@ class Case:
     def note(self, **values: Any) -> None:
         """Have *values* shown if the check fails."""
         self.notes.update(values)
+
+    def measured(self, ratio: float, text: str) -> None:
+        """Have *ratio*, which *text* explains, reported as what came of a check of speed."""
+        self.measurements.append((ratio, text))
 
     def equal(self, got: Any, want: Any, what: str) -> None:
         """Demand the same shape, dtype and values."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperep.conformance.requirement import Requirement
 
-__all__ = ["REQUIREMENT_MODULES", "find", "requirements"]
+__all__ = ["REQUIREMENT_MODULES", "find", "lacking", "requirements"]
 
 REQUIREMENT_MODULES = (
     "identity",
@@ -35,6 +35,7 @@ REQUIREMENT_MODULES = (
     "state",
     "order",
     "token_styles",
+    "speed",
     "chunks",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""
@@ -57,6 +58,11 @@ def find(id: str) -> Requirement:
     if id not in known:
         raise ValueError(f"there is no requirement {id!r}; list them with: hyperep conformance list")
     return known[id]
+
+
+def lacking(ran: Iterable[str]) -> list[str]:
+    """The requirements that are not among *ran*: a report that lacks some was made by an older suite."""
+    return sorted(requirements().keys() - set(ran))
 
 
 def _import(name: str) -> Any:

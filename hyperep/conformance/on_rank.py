@@ -25,9 +25,10 @@ def check(
     """Run one check on this rank.
 
     Returns:
-        ``outcome``: ``"met"``, ``"refused"`` (UnsupportedCapability, with ``capability``) or ``"failed"``; then
-        ``message`` (one line), ``traceback``, ``where`` (the same on all ranks that failed at one place), ``place`` (in
-        the author's files), ``call`` (the last one, with its inputs) and ``notes``.
+        ``outcome``: ``"met"`` (with ``ratio`` and ``message`` after a measurement), ``"refused"`` (by
+        UnsupportedCapability, with ``capability``) or ``"failed"``; then ``message`` (one line), ``traceback``,
+        ``where`` (the same on all ranks that failed at one place), ``place`` (in the author's files), ``call`` (the
+        last one, with its inputs) and ``notes``.
     """
     case = Case(platform=platform, requirement=requirement, seed=seed, ranks=ranks, declared=declared)
     with watching_calls(platform) as last:
@@ -38,6 +39,9 @@ def check(
             return {**_failure(case, error, last), "outcome": "refused", "capability": refused}
         except Exception as error:
             return _failure(case, error, last)
+    if case.measurements:
+        ratio, text = max(case.measurements)
+        return {"outcome": "met", "ratio": ratio, "message": text}
     return {"outcome": "met"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hyperep.conformance.verdict import CONFORMING, WORST_FIRST, Verdict
 
-__all__ = ["SCHEMA", "WORLD_SIZES", "Report", "Result", "merged"]
+__all__ = ["SCHEMA", "WORLD_SIZES", "Report", "Result", "badness", "merged"]
 
 SCHEMA = 2
 """Version of the JSON's form. Form 1 lacks the date, the selection and the number of requirements, and is read too."""
@@ -29,6 +29,8 @@ class Result:
     message: str = ""
     detail: str = ""
     seconds: float = 0.0
+    ratio: float | None = None
+    """What was measured, where the requirement is one of speed."""
 
 
 def merged(results: Sequence[Result]) -> list[Result]:
@@ -39,8 +41,13 @@ def merged(results: Sequence[Result]) -> list[Result]:
     return [_worst(several) for several in found.values()]
 
 
+def badness(result: Result) -> tuple[int, float]:
+    """The smaller, the worse: by verdict, and of measurements by what was measured."""
+    return WORST_FIRST.index(result.verdict), -(result.ratio or 0.0)
+
+
 def _worst(results: Sequence[Result]) -> Result:
-    worst = min(results, key=lambda result: WORST_FIRST.index(result.verdict))
+    worst = min(results, key=badness)
     same = sum(result.verdict is worst.verdict for result in results)
     often = f"in {same} of {len(results)} runs: " if worst.message and same < len(results) else ""
     seconds = round(sum(result.seconds for result in results), 3)
@@ -121,7 +128,10 @@ class Report:
         facts = {"schema": SCHEMA, "conforms": self.conforms, **asdict(self)}
         del facts["results"]
         head = json.dumps(facts, indent=1).removesuffix("\n}")
-        results = ({k: v for k, v in asdict(r).items() if v != ""} | {"verdict": r.verdict.value} for r in self.results)
+        results = (
+            {k: v for k, v in asdict(r).items() if v not in ("", None)} | {"verdict": r.verdict.value}
+            for r in self.results
+        )
         return f'{head},\n "results": [\n' + ",\n".join(f"  {json.dumps(r)}" for r in results) + "\n ]\n}\n"
 
     @classmethod

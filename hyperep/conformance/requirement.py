@@ -22,6 +22,8 @@ class Level(enum.Enum):
     """A platform may declare its capability UNSUPPORTED, and then has to refuse."""
     STRESS = "stress"
     """As optional, and it costs time or memory: sizes and interleavings that ordinary use seldom meets."""
+    SPEED = "speed"
+    """A measurement beside the platform's own primitives. Whatever comes of it, it is no part of the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)

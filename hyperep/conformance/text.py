@@ -55,6 +55,10 @@ def summary(report: Report, *, details: bool = False) -> str:
     if expected:
         lines.append("Known failures, as the plugin declares them:")
         lines += [f"  {id} (world size {_sizes(rs)}): {rs[0].message}" for id, rs in _by_id(expected).items()]
+    speeds = [r for r in report.results if r.verdict in (Verdict.MEASURED, Verdict.UNMEASURED)]
+    if speeds:
+        lines.append("Speed, beside the platform's own primitives; no part of the verdict:")
+        lines += [f"  {r.id} (world size {r.ranks}): {_measured(r)}" for r in speeds]
     lines += [f"Announced: {sentence}" for sentence in report.announced]
     lines += [f"Remark: {sentence}" for sentence in report.remarks]
     if report.output:
@@ -110,6 +114,10 @@ def _line(id: str, results: Sequence[Result], behind: Counter[tuple[str, int]]) 
     blocked = max(behind[(id, r.ranks)] for r in results)
     tail = f" [blocks {blocked} more]" if blocked else ""
     return f"  {id} (world size {_sizes(results)}): {results[0].message}{tail}"
+
+
+def _measured(result: Result) -> str:
+    return result.message if result.verdict is Verdict.MEASURED else f"not measured: {result.message}"
 
 
 def _sizes(results: Sequence[Result]) -> str:

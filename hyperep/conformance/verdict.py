@@ -28,11 +28,15 @@ class Verdict(enum.Enum):
     """Its capability is declared UNSUPPORTED, but expert parallelism does not work without it."""
     BLOCKED = "blocked"
     """Something more basic failed; not run."""
+    MEASURED = "measured"
+    """A measurement of speed, which says how much and not whether."""
+    UNMEASURED = "not measured"
+    """A measurement of speed that failed; no fault of its own, since what is asked for elsewhere is asked for there."""
     UNEXPECTED = "unexpected pass"
     """The plugin says that it fails, and it does not: the declaration is out of date."""
 
 
-CONFORMING = frozenset({Verdict.PASSED, Verdict.UNSUPPORTED, Verdict.EXPECTED, Verdict.SMALL})
+CONFORMING = frozenset(Verdict) - {Verdict.FAILED, Verdict.MISSING, Verdict.BLOCKED, Verdict.UNEXPECTED}
 """A platform conforms if it got no other verdict."""
 
 
@@ -42,6 +46,8 @@ WORST_FIRST = (
     Verdict.UNEXPECTED,
     Verdict.BLOCKED,
     Verdict.EXPECTED,
+    Verdict.UNMEASURED,
+    Verdict.MEASURED,
     Verdict.PASSED,
     Verdict.UNSUPPORTED,
     Verdict.SMALL,
@@ -58,6 +64,8 @@ class Judgement:
     """One line."""
     detail: str = ""
     """Tracebacks, splits, stacks."""
+    ratio: float | None = None
+    """What was measured, on the slowest rank."""
 
 
 def unsupported(requirement: Requirement, supports: Mapping[str, str]) -> list[str]:
@@ -83,6 +91,9 @@ def judge(requirement: Requirement, outcomes: Sequence[Mapping[str, Any]], suppo
             message = f"{lacking[0]} is declared UNSUPPORTED, so this must raise UnsupportedCapability; {message}"
         return Judgement(Verdict.FAILED, _one_line(message), _detail(rank, outcomes))
     if not lacking:
+        if not refused and requirement.level is Level.SPEED:
+            slowest = max(outcomes, key=lambda outcome: outcome["ratio"])
+            return Judgement(Verdict.MEASURED, slowest["message"], ratio=slowest["ratio"])
         if not refused:
             return Judgement(Verdict.PASSED)
         rank, outcome = refused[0]

@@ -16,7 +16,8 @@ import hyperep
 from hyperep.cli import main
 from hyperep.conformance import check_platform
 from hyperep.conformance.catalogue import requirements
-from hyperep.conformance.matrix import as_html, as_markdown, cell
+from hyperep.conformance.matrix import as_markdown, cell, counts
+from hyperep.conformance.page import as_html
 from hyperep.conformance.pytest_session import SuiteSession, selection_of
 from hyperep.conformance.report import Report, Result, merged
 from hyperep.conformance.requirement import Level
@@ -311,7 +312,7 @@ def test_a_part_of_the_suite_is_no_verdict(tmp_path):
     assert f"| 1, 2 (4 not run) | partial: {len(HOST_IDS) + 1} of {whole} asked for: passed |" in text
     assert f"| 2 (1, 4 not run) | partial: 1 of {whole} asked for: not passed |" in text
     assert "conform" not in text
-    assert [p["sign"] for p in data_of(as_html([report, wrong]))["platforms"]] == ["partial", "partial"]
+    assert [p["class"] for p in data_of(as_html([report, wrong]))["platforms"]] == ["partial", "partial"]
 
 
 def test_an_id_that_others_begin_with_is_asked_for_alone():
@@ -333,6 +334,7 @@ def test_what_a_whole_run_left_out_is_named(loopback):
     older = Report(**{**vars(loopback), "world_sizes": (2,), "results": two})
     assert "loopback conforms at world size 2 (1, 4 not run) on cpu" in summary(older)
     assert "| 2 (1, 4 not run) | conforms, 1 not run |" in as_markdown([older])
+    assert [p["class"] for p in data_of(as_html([loopback, older]))["platforms"]] == ["passed", "partial"]
 
 
 def worse(report, id, verdict, message="</script> | bad"):
@@ -348,7 +350,11 @@ def test_the_matrix_shows_the_worst_of_all_world_sizes(loopback):
     assert cell(broken, "A2A-even")[0] is Verdict.FAILED
     text = as_markdown([loopback, broken])
     assert "| requirement | loopback (cpu) | loopback (gpu) |" in text
-    assert "| `A2A-even` | ✓ | ✗ |" in text
+    assert "| `A2A-even` | ✓ | [✗](#A2A-even-2) |" in text
+    assert text.count('<a id="A2A-even-2"></a>') == 1, "a failure is linked to its message"
+    assert counts(broken)[Verdict.FAILED] == 1
+    assert counts(broken)[Verdict.PASSED] == counts(loopback)[Verdict.PASSED] - 1
+    assert f"| 1 requirements not met | {counts(broken)[Verdict.PASSED]} passed, " in text
     assert "| float16 | unsupported | unsupported |" in text
     assert "1 requirements not met" in text
     with pytest.raises(ValueError, match="at least one report"):
@@ -371,6 +377,12 @@ def test_the_page_is_self_contained(loopback):
     assert len(rows) == len(requirements())
     ports = [row["port"] for row in rows]
     assert ports == sorted(ports, key=ports.index), "each heading once"
+    (failed,) = (c for row in rows for c in row["cells"] if "anchor" in c)
+    assert (failed["anchor"], failed["verdict"]) == ("A2A-even-1", "failed")
+    (platform,) = data_of(page)["platforms"]
+    assert dict(platform["counts"])["failed"] == 1
+    assert sum(dict(platform["counts"]).values()) == len(requirements())
+    assert "position: sticky" in page.partition("thead th {")[2].partition("}")[0], "the head stays in sight"
 
 
 HOSTILE = "<!--<script> @TITLE@ </script> <b>x</b> a|b `c` *d* __e__ [f](g) 1 & 2 $x$ ~~y~~ # h\nnext \\ line float32_t"
@@ -382,15 +394,16 @@ def test_a_message_stays_text_on_the_page(loopback):
     assert page.count("<!--") == 0
     assert page.count("<script") == 1
     (row,) = (row for row in data_of(page)["rows"] if row["id"] == "A2A-even")
-    assert row["cells"][0][2] == f"world size 1: {HOSTILE}"
+    assert row["cells"][0]["note"] == f"world size 1: {HOSTILE}"
 
 
 def test_a_message_stays_text_in_markdown(loopback):
     found = worse(loopback, "A2A-even", Verdict.FAILED, HOSTILE)
     text = as_markdown([Report(**{**vars(found), "device": "a|b", "distribution": "x\n| y"})])
-    (note,) = (line for line in text.splitlines() if line.startswith("- loopback"))
+    (note,) = (line for line in text.splitlines() if line.startswith("- <a id="))
     assert note == (
-        r"- loopback (a\|b), `A2A-even`: world size 1: \<!--\<script\> @TITLE@ \</script\> \<b\>x\</b\> a\|b "
+        r'- <a id="A2A-even-1"></a>'
+        r"loopback (a\|b), `A2A-even`: world size 1: \<!--\<script\> @TITLE@ \</script\> \<b\>x\</b\> a\|b "
         r"\`c\` \*d\* \_\_e\_\_ \[f\](g) 1 \& 2 \$x\$ \~\~y\~\~ \# h next \\ line float32_t"
     )
     (row,) = (line for line in text.splitlines() if line.startswith("| loopback |"))
