@@ -37,8 +37,8 @@ class Case:
         self.naive = Layer(data, mesh, ExpertParallel(), self._naive_experts)
         self.limit = Limit(mesh, shape)
         # Where exchanges are hidden: how long the layer waits for them otherwise, and what there is to hide.
-        self.waiting = Layer(data, mesh, way.waiting.style) if way.chunks > 1 else None
-        self.apart = Apart(mesh, shape, way.waiting.style) if way.chunks > 1 else None
+        self.waiting = Layer(data, mesh, way.waiting.style) if way.chunks != 1 else None
+        self.apart = Apart(mesh, shape, way.waiting.style) if way.chunks != 1 else None
 
     def contestants(self, naive: bool) -> dict[str, Callable[[], Any]]:
         """What is timed, by the names of the record."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyperep.exchange.faults import dtype_bytes
 from hyperep.platform.base import PlatformBase
 from hyperep.platform.protocol import Group, Platform
 
@@ -91,10 +92,4 @@ class CountingPlatform:
 
 def nbytes(x: Any) -> int:
     """Size of a tensor of numbers, from its shape and the name of its dtype."""
-    bits = re.search(r"\d+", str(x.dtype))
-    if bits is None:
-        raise ValueError(f"the dtype {x.dtype} does not name its size")
-    size = int(bits.group()) // 8
-    for extent in x.shape:
-        size *= int(extent)
-    return size
+    return math.prod(map(int, x.shape)) * dtype_bytes(x.dtype)

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hyperep.bench.program import run
 from hyperep.bench.shapes import Shape
 from hyperep.bench.way import Way
 from hyperep.launch import Launcher, run_on_ranks
@@ -18,7 +17,7 @@ from hyperep.launch.timeout import step_timeout
 from hyperep.platform.reference import resolve
 from hyperep.platform.selection import get_platform, select, use_platform
 
-__all__ = ["PROGRAM", "start"]
+__all__ = ["PROGRAM", "start", "start_program"]
 
 PROGRAM = "hyperep.bench.program:run"
 
@@ -44,18 +43,31 @@ def start(
         ValueError: the experts of a shape do not divide by the ranks, or the ranks do not fit the launch.
         PlatformError: there is no such platform, a rank failed or did not start.
     """
-    timeout = step_timeout()
-    spec = select(platform_name).spec
-    assert spec is not None, "a viable candidate has a spec"
-    launcher = resolve(spec.launcher) if spec.launcher else None
-    assert launcher is None or isinstance(launcher, Launcher), spec.launcher
     arguments: dict[str, Any] = {
-        "shapes": [dataclasses.asdict(shape) for shape in shapes],
         "repetitions": repetitions,
         "naive": naive,
         "together": together,
         "way": dataclasses.asdict(way or Way()),
     }
+    return start_program(PROGRAM, shapes, arguments, platform_name=platform_name, ranks=ranks)
+
+
+def start_program(
+    program: str,
+    shapes: Sequence[Shape],
+    arguments: Mapping[str, Any],
+    *,
+    platform_name: str | None,
+    ranks: int | None,
+) -> list[dict[str, Any]] | None:
+    """Run ``program(platform, shapes, **arguments)`` on every rank; the rest is as for :func:`start`."""
+    timeout = step_timeout()
+    spec = select(platform_name).spec
+    assert spec is not None, "a viable candidate has a spec"
+    launcher = resolve(spec.launcher) if spec.launcher else None
+    assert launcher is None or isinstance(launcher, Launcher), spec.launcher
+    run: Any = resolve(program)
+    given = {"shapes": [dataclasses.asdict(shape) for shape in shapes], **arguments}
     if launcher is not None and launcher.joined():
         with use_platform(spec.name) as platform:
             if ranks not in (None, platform.world_size):
@@ -64,7 +76,7 @@ def start(
                     "leave out --ranks, or start hyperep bench outside that launch"
                 )
             with watched_steps(platform.rank, timeout):
-                records = run(platform, **arguments)
+                records: list[dict[str, Any]] = run(platform, **given)
             return records if platform.rank == 0 else None
     refuse_tasks(os.environ, f"platform {spec.name!r}", "start one task, and name the ranks with --ranks")
     ranks = (2 if launcher is not None else 1) if ranks is None else ranks
@@ -74,6 +86,7 @@ def start(
         shape.check(ranks)
     if launcher is None:
         with use_platform(get_platform(spec.name)) as platform:
-            return run(platform, **arguments)
-    found: list[dict[str, Any]] = run_on_ranks(launcher, spec.name, PROGRAM, arguments, ranks, timeout=timeout)
+            alone: list[dict[str, Any]] = run(platform, **given)
+            return alone
+    found: list[dict[str, Any]] = run_on_ranks(launcher, spec.name, program, given, ranks, timeout=timeout)
     return found

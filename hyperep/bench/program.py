@@ -111,7 +111,7 @@ def count(platform: Platform[Any], shape: Shape, way: Way | None = None) -> dict
     backward = counting.take()
     sent = platform.from_host(np.array([forward.wire_bytes + backward.wire_bytes], dtype=np.int64))
     token_bytes, ranks = nbytes(data.tokens) // max(shape.tokens, 1), platform.world_size
-    by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes, way.chunks)
+    by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes, way.counted)
     by_rows = theory.row_wire_bytes(shape.counts(ranks), token_bytes)
     return {
         "host_copies": forward.host_copies + backward.host_copies,
@@ -133,7 +133,7 @@ def follow(platform: Platform[Any], shape: Shape, way: Way) -> dict[str, Any]:
         "in_flight_bytes": timeline.most_in_flight(spans),
     }
     if way.timeline:
-        both = [(f"{way.chunks} chunks", (spans, ends))] if way.chunks > 1 else []
+        both = [(f"{way.chunks} chunks", (spans, ends))] if way.chunks != 1 else []
         both.append(("waiting for each exchange", _watched(platform, shape, way.waiting)))
         found["timelines"] = [{"title": title, "ranks": timeline.gather(platform, *of)} for title, of in both]
     return found

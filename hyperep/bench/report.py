@@ -56,7 +56,7 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{r['arithmetic_ms']:.0f} ms. In one run exchanges were under way for {r['overlap_ms']:.0f} ms while "
         f"rank 0 computed, with at most {_megabytes(r['in_flight_bytes'])} MB in flight"
         for r in records
-        if r["chunks"] > 1
+        if r["chunks"] != 1
     ]
     lines += [
         f"{r['shape']}: {r['wire_bytes']} bytes on the wire, but {r['wire_bytes_theory']} are needed"

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from hyperep.exchange.calibration import CHUNKS
 from hyperep.styles import ExpertParallel
 from hyperep.styles.expert import Exchange
 
@@ -16,7 +18,7 @@ class Way:
     """Settings of the style, and what is looked at besides times and bytes."""
 
     exchange: Exchange = "tokens"
-    chunks: int = 1
+    chunks: int | Literal["auto"] = 1
     """Parts in which tokens travel."""
     timeline: bool = False
     """Whether a run is written down, exchange by exchange."""
@@ -25,6 +27,11 @@ class Way:
     def style(self) -> ExpertParallel:
         """The style."""
         return ExpertParallel(exchange=self.exchange, chunks=self.chunks)
+
+    @property
+    def counted(self) -> int:
+        """Parts of which ranks tell each other the counts."""
+        return CHUNKS[-1] if self.chunks == "auto" else self.chunks
 
     @property
     def waiting(self) -> Way:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -39,8 +39,15 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is timed, in turns.")] = 10,
     exchange: Annotated[Exchanged, typer.Option(help="What travels in the layer that is measured.")] = Exchanged.TOKENS,
     chunks: Annotated[
-        int, typer.Option(min=1, help="Parts in which tokens travel, so that one is computed while another does.")
-    ] = 1,
+        str, typer.Option(help="Parts in which tokens travel, so that one is computed while another does; or auto.")
+    ] = "1",
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure the shape (fine) in 1, 2, 4 and 8 chunks, and keep what is hidden for chunks='auto'.",
+        ),
+    ] = False,
     timeline: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +95,9 @@ def bench(
     # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
     naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
-    how["way"] = Way(exchange=exchange.value, chunks=chunks, timeline=timeline is not None)
+    how["way"] = Way(exchange=exchange.value, chunks=_parts(chunks), timeline=timeline is not None)
+    if calibrate and (sweep is not None or timeline is not None or len(shape or ()) > 1):
+        raise ValueError("--calibrate measures one shape in its own way; leave out --sweep, --timeline, other shapes")
     shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
     path = Path(picture or f"bench-{sweep}.svg")
     if picture is not None and sweep is None:
@@ -101,6 +110,10 @@ def bench(
         require_drawable(Path(timeline), "--timeline")
     if sweep is not None and len(shapes) > 1:
         raise ValueError(f"--sweep begins from one shape, but {len(shapes)} were given; leave all but one out")
+    if calibrate:
+        with use_timeout(timeout):
+            _calibrate(preset(shape[0] if shape else "fine"), platform, ranks, repetitions, as_json)
+        return
     with use_timeout(timeout):
         records = start(shapes, **how) if sweep is None else swept(sweep, shapes[0], **how)
     if records is None:
@@ -120,6 +133,14 @@ def bench(
         _drawn(Path(timeline), lambda: draw_timeline(records, Path(timeline)), as_json)
 
 
+def _parts(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--chunks {text}: give a whole number, 1 or more, or auto")
+    return int(text)
+
+
 def _drawn(path: Path, draw: Callable[[], None], as_json: bool) -> None:
     try:
         draw()
@@ -127,3 +148,29 @@ def _drawn(path: Path, draw: Callable[[], None], as_json: bool) -> None:
         raise ValueError(f"the picture {path} was not drawn: {type(error).__name__}: {error}") from error
     if not as_json:
         Console(highlight=False).print(f"picture: {path}", markup=False)
+
+
+def _calibrate(shape: Any, platform: str | None, ranks: int | None, repetitions: int, as_json: bool) -> None:
+    from hyperep.bench import calibrate
+    from hyperep.bench.launch import start_program
+    from hyperep.exchange.calibration import CHUNKS, Calibration, write
+
+    arguments = {"repetitions": repetitions}
+    records = start_program(calibrate.PROGRAM, [shape], arguments, platform_name=platform, ranks=ranks)
+    if records is None:
+        return
+    (record,) = records
+    path = write([Calibration(**record["calibration"])])
+    if as_json:
+        print(json.dumps(records, indent=2), flush=True)
+        return
+    ms, found = record["ms"], record["calibration"]
+    told = ", ".join(f"{ms[str(n)]:.0f} ms in {n}" for n in CHUNKS)
+    lines = [
+        f"{record['shape']} on {found['platform']}, {found['ranks']} ranks: wire {ms['wire']:.0f} ms, arithmetic "
+        f"{ms['arithmetic']:.0f} ms; {told} chunks",
+        f"{100 * found['hidden']:.0f} % of the smaller one is hidden, and a chunk costs {found['chunk_ms']:.1f} ms",
+        f"written to {path}; every machine of a launch needs the same file",
+    ]
+    for line in lines:
+        Console(highlight=False).print(line, markup=False)

@@ -15,17 +15,23 @@ is differentiated by ``vjp``, and its pullback is kept for backward::
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyperep.exchange.calibration import CHUNKS, Calibration, Load, choose_chunks, fitting, tell
 from hyperep.exchange.copies import own_choices
+from hyperep.exchange.faults import dtype_bytes
 from hyperep.exchange.routed import RoutedExperts
 from hyperep.exchange.schedule import Steps, bounds, follow, schedule
 from hyperep.exchange.tokens import (
     TokenDispatchContext,
     add_up,
+    combine_tokens,
+    dispatch_planned,
     from_owners,
     join_choices,
     plan_dispatch,
@@ -36,10 +42,33 @@ from hyperep.exchange.tokens import (
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module, Parameter
 
-__all__ = ["OverRanksInChunks"]
+__all__ = ["Auto", "OverRanksInChunks"]
 
 _MEANWHILE = -1
 """Where the pullback of what is computed meanwhile is kept, beside those of the parts."""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """As many parts as pay, by what was measured."""
+
+    calibrations: tuple[Calibration, ...]
+
+    def choose(
+        self, of: OverRanksInChunks, tokens: Any, indices: Any, parameters: Sequence[Parameter], most: int
+    ) -> int:
+        """How many parts for a call in which a rank has at *most* so many tokens; the same on all ranks."""
+        platform, ranks = of.mesh.platform, of.mesh.size()
+        numbers = sum(math.prod(platform.local(parameter).shape) for parameter in parameters)
+        load = Load(
+            tokens=most,
+            top_k=indices.shape[1],
+            token_bytes=tokens.shape[1] * dtype_bytes(tokens.dtype),
+            expert_numbers=numbers * ranks // of.num_experts,
+        )
+        chunks, reason = choose_chunks(fitting(self.calibrations, platform.name, platform.device, ranks), load)
+        tell(reason)
+        return chunks
 
 
 @dataclass(frozen=True)
@@ -57,7 +86,7 @@ class OverRanksInChunks:
     """1-D."""
     num_experts: int
     """Of all ranks."""
-    chunks: int
+    chunks: int | Auto
     """How many parts, the same on all ranks. Some may have no tokens."""
     module: Module
     """Whose parameters *experts* read, and nothing else that has a gradient."""
@@ -69,12 +98,21 @@ class OverRanksInChunks:
 
         It is computed while the first part is on its way, and its backward while the first cotangents are.
         """
-        plans = plan_dispatch(tokens, indices, weights, self.mesh, num_experts=self.num_experts, parts=self.chunks)
+        platform = self.mesh.platform
+        own, beside = ([] if of is None else list(platform.parameters(of).values()) for of in (self.module, meanwhile))
+        if isinstance(self.chunks, Auto):
+            auto = functools.partial(self.chunks.choose, self, tokens, indices, own)
+            parts: dict[str, Any] = {"parts": CHUNKS[-1], "choose": auto}
+        else:
+            parts = {"parts": self.chunks}
+        plans = plan_dispatch(tokens, indices, weights, self.mesh, num_experts=self.num_experts, **parts)
+        if len(plans) == 1:
+            arrived = dispatch_planned(tokens, indices, weights, plans[0])
+            out = combine_tokens(self.experts(*arrived, rows=plans[0].rows), plans[0])
+            return out if meanwhile is None else out + meanwhile(tokens)
         if self.mesh.size() == 1:
             out = self.experts(tokens, indices, weights, rows=sum(plan.rows for plan in plans))
             return out if meanwhile is None else out + meanwhile(tokens)
-        platform = self.mesh.platform
-        own, beside = ([] if of is None else list(platform.parameters(of).values()) for of in (self.module, meanwhile))
         call = _Call(self, plans, join_choices(platform, indices, weights), meanwhile, own, beside)
         inputs = (tokens, weights, *map(platform.local, own), *map(platform.local, beside))
         return platform.custom_vjp(call.forward, call.backward)(*inputs)

@@ -12,6 +12,7 @@ rank has to say (:class:`Said`) with :meth:`Check.message`, and reads what all s
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Platform
 
-__all__ = ["Check", "Common", "Said", "dtype_name", "dtype_number", "kind_of"]
+__all__ = ["Check", "Common", "Said", "dtype_bytes", "dtype_name", "dtype_number", "kind_of"]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
 """Dtypes that ranks tell each other by number; a platform may lack some."""
@@ -142,6 +143,18 @@ def dtype_number(xp: Any, dtype: Any) -> int:
     known = (i for i, name in enumerate(_DTYPES) if hasattr(xp, name) and dtype == getattr(xp, name))
     number = next(known, None)
     return -1 - zlib.crc32(str(dtype).encode()) if number is None else number
+
+
+def dtype_bytes(dtype: Any) -> int:
+    """Size of a number of a dtype, from its name.
+
+    Raises:
+        ValueError: the name does not tell it.
+    """
+    bits = re.search(r"\d+", str(dtype))
+    if bits is None:
+        raise ValueError(f"the dtype {dtype} does not name its size")
+    return int(bits.group()) // 8
 
 
 def dtype_name(number: int) -> str:

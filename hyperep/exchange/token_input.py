@@ -14,7 +14,7 @@ from hyperep.exchange.copies import choices_by_rank
 from hyperep.exchange.faults import Check, Common, Said, dtype_name, dtype_number, kind_of
 from hyperep.platform.protocol import Platform
 
-__all__ = ["CHECK", "HEADER", "TokenInput", "copies_and_choices", "header", "inspect"]
+__all__ = ["CHECK", "HEADER", "Counts", "TokenInput", "header", "inspect", "most_tokens"]
 
 Bounds = Sequence[tuple[int, int]]
 """Where each part of the tokens begins and ends."""
@@ -103,10 +103,31 @@ class TokenInput:
         return CHECK.message(platform, ranks, room, self.said, xp.stack(counts, axis=1), extremes)
 
 
-def copies_and_choices(host_message: np.ndarray, parts: int = 1) -> tuple[list[tuple[int, ...]], list[int]]:
-    """For each part, how many copies of tokens go to, or come from, each rank; and how many of their choices count."""
-    copies, choices = host_message[:, :parts], host_message[:, parts : 2 * parts]
-    return [tuple(of) for of in copies.T.tolist()], choices.sum(axis=0).tolist()
+@dataclass(frozen=True)
+class Counts:
+    """What goes to, or comes from, the ranks of a mesh, for each part of the tokens."""
+
+    copies: tuple[tuple[int, ...], ...]
+    """Copies of tokens, by part and rank."""
+    choices: tuple[int, ...]
+    """How many choices of them all are somebody's, by part."""
+
+    @classmethod
+    def of(cls, host_message: np.ndarray, parts: int) -> Counts:
+        """Those that a message tells."""
+        copies, choices = host_message[:, :parts], host_message[:, parts : 2 * parts]
+        return cls(tuple(map(tuple, copies.T.tolist())), tuple(choices.sum(axis=0).tolist()))
+
+    def joined(self, parts: int) -> Counts:
+        """The same for fewer *parts*, a divisor of what there are."""
+        copies = np.array(self.copies, dtype=np.int64).reshape(parts, -1, len(self.copies[0])).sum(axis=1)
+        choices = np.array(self.choices, dtype=np.int64).reshape(parts, -1).sum(axis=1)
+        return Counts(tuple(map(tuple, copies.tolist())), tuple(choices.tolist()))
+
+
+def most_tokens(host_message: np.ndarray) -> int:
+    """The tokens of the rank that has the most; from faultless messages of all ranks."""
+    return int(host_message[:, -CHECK.header + 2].max())
 
 
 def inspect(
@@ -134,5 +155,5 @@ def inspect(
     if weights.dtype not in [getattr(xp, name) for name in _FLOATING if hasattr(xp, name)]:
         return faulty(_NOT_FLOATING, f"weights have dtype {weights.dtype}")
     token = (shapes[0][1], dtype_number(xp, tokens.dtype), shapes[1][1], dtype_number(xp, weights.dtype))
-    said = Said(values=(num_experts, 0), common=(num_experts, *token))
+    said = Said(values=(num_experts, shapes[0][0]), common=(num_experts, *token))
     return TokenInput(said, choices_by_rank(platform, indices, ranks, num_experts // ranks), indices)

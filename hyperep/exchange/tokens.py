@@ -24,6 +24,7 @@ CUDA; adding up before the way back is its idea too, and HybridEP's. Here both a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "TokenDispatchContext",
     "add_up",
     "combine_tokens",
+    "dispatch_planned",
     "dispatch_tokens",
     "from_owners",
     "join_choices",
@@ -92,20 +94,33 @@ def dispatch_tokens(
         TypeError: on all ranks, if one got tensors of another platform, or of dtypes that are not as above.
     """
     (context,) = plan_dispatch(tokens, indices, weights, mesh, num_experts=num_experts)
+    return *dispatch_planned(tokens, indices, weights, context), context
+
+
+def dispatch_planned(tokens: Any, indices: Any, weights: Any, context: TokenDispatchContext) -> tuple[Any, Any, Any]:
+    """Steps 4 and 5; see :func:`dispatch_tokens`."""
     if context.copies is None:
-        return tokens, indices, weights, context
+        return tokens, indices, weights
     # 4. Exchange tokens, numbers and weights.
     tokens, weights, numbers = _send(context, tokens, indices, weights)
     # 5. Renumber.
-    return tokens, own_choices(context.platform, numbers, context.first, context.owned), weights, context
+    return tokens, own_choices(context.platform, numbers, context.first, context.owned), weights
 
 
 def plan_dispatch(
-    tokens: Any, indices: Any, weights: Any, mesh: DeviceMesh, *, num_experts: int, parts: int = 1
+    tokens: Any,
+    indices: Any,
+    weights: Any,
+    mesh: DeviceMesh,
+    *,
+    num_experts: int,
+    parts: int = 1,
+    choose: Callable[[int], int] | None = None,
 ) -> list[TokenDispatchContext]:
     """Steps 1 to 3 for each of *parts* runs of tokens (:func:`hyperep.exchange.schedule.bounds`), all in one message.
 
-    Arguments and errors are those of :func:`dispatch_tokens`; *parts* is the same on all ranks.
+    Arguments and errors are those of :func:`dispatch_tokens`; *parts* is the same on all ranks. With *choose* they are
+    joined to fewer, of which it says how many: a divisor of *parts*, from the tokens of the rank that has the most.
     """
     platform, group, ranks = mesh.platform, mesh.get_group(), mesh.size()
     owned = num_experts // ranks
@@ -119,20 +134,22 @@ def plan_dispatch(
     # 3. Host sync here, the only one: everything below is computed from this copy.
     sent_host, received_host = platform.to_host(message, received)
     token_input.CHECK.raise_any(mesh, received_host, given.said)
-    input_splits, _ = token_input.copies_and_choices(sent_host, parts)
-    output_splits, rows = token_input.copies_and_choices(received_host, parts)
+    sent, arriving = (token_input.Counts.of(message, parts) for message in (sent_host, received_host))
+    if choose is not None:
+        parts = choose(token_input.most_tokens(received_host))
+        cuts, sent, arriving = bounds(tokens.shape[0], parts), sent.joined(parts), arriving.joined(parts)
     return [
         TokenDispatchContext(
             platform=platform,
             group=group,
-            input_splits=sent,
-            output_splits=arriving,
-            rows=choices,
+            input_splits=splits,
+            output_splits=arriving.copies[part],
+            rows=arriving.choices[part],
             first=mesh.get_local_rank() * owned,
             owned=owned,
-            copies=None if ranks == 1 else plan_copies(platform, given.by_rank[:, a:b], sent),
+            copies=None if ranks == 1 else plan_copies(platform, given.by_rank[:, a:b], splits),
         )
-        for (a, b), sent, arriving, choices in zip(cuts, input_splits, output_splits, rows, strict=True)
+        for part, ((a, b), splits) in enumerate(zip(cuts, sent.copies, strict=True))
     ]
 
 

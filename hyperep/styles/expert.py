@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter, own_parameters
-from hyperep.exchange.chunks import OverRanksInChunks
+from hyperep.exchange.calibration import read
+from hyperep.exchange.chunks import Auto, OverRanksInChunks
 from hyperep.exchange.routed import RoutedExperts, RowExperts, over_ranks, rows_from_routed
 from hyperep.exchange.rows import DispatchContext, combine, dispatch_agreed
 from hyperep.mesh import DeviceMesh
@@ -42,7 +43,8 @@ class ExpertParallel(BaseExpertParallel):
         chunks: in how many parts tokens travel, so that one part is computed while another is on its way, forward and
             backward (:mod:`hyperep.exchange.schedule`). Between nodes on a slow link this takes the time of the larger
             of wire and arithmetic, instead of both; where ranks share a machine it gains nothing. With levels it is the
-            first one whose exchange is hidden.
+            first one whose exchange is hidden. ``"auto"`` takes as many as pay by what ``hyperep bench --calibrate``
+            wrote on this machine (:mod:`hyperep.exchange.calibration`), one if it did not, and logs why.
         buffers: placements of buffers whose shape does not tell whether they have an entry for each expert, by path.
 
     Raises:
@@ -62,7 +64,7 @@ class ExpertParallel(BaseExpertParallel):
     """
 
     exchange: Exchange = "tokens"
-    chunks: int = 1
+    chunks: int | Auto = 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,7 +77,7 @@ class ExpertParallel(BaseExpertParallel):
         *,
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
-        chunks: int = 1,
+        chunks: int | Literal["auto"] = 1,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
         if exchange not in ("tokens", "rows"):
@@ -86,11 +88,11 @@ class ExpertParallel(BaseExpertParallel):
             raise ValueError(f"levels={levels!r}: name at least one mesh dimension, each once")
         if exchange == "rows" and len(self.levels) > 1:
             raise ValueError(f"exchange='rows' with levels={self.levels}: rows travel in one level; exchange tokens")
-        if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
-            raise ValueError(f"chunks={chunks!r}: give a whole number, 1 or more")
-        if exchange == "rows" and chunks > 1:
+        if chunks != "auto" and (isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1):
+            raise ValueError(f"chunks={chunks!r}: give a whole number, 1 or more, or 'auto'")
+        if exchange == "rows" and chunks != 1:
             raise ValueError(f"exchange='rows' with chunks={chunks}: rows travel in one part; exchange tokens")
-        self.chunks = chunks
+        self.chunks = Auto(read()) if chunks == "auto" else chunks
         self.mesh_dim_names = self.levels
         self.buffers = dict(buffers or {})
 
@@ -99,7 +101,7 @@ class ExpertParallel(BaseExpertParallel):
 
     def _require_arguments(self, mesh: DeviceMesh, kwargs: Mapping[str, Any]) -> None:
         tensors = [name for name, value in kwargs.items() if mesh.platform.is_tensor(value)]
-        if self.chunks > 1 and tensors:
+        if self.chunks != 1 and tensors:
             raise ValueError(
                 f"{type(self).__name__}(chunks={self.chunks}): the experts were called with the tensors {tensors}, "
                 "which cannot be cut into chunks, and whose gradients would be lost; leave them out, or choose chunks=1"
@@ -120,7 +122,7 @@ class ExpertParallel(BaseExpertParallel):
         routed, owned = experts.routed, experts.num_experts
         for level in reversed(self.levels):
             owned *= mesh.size(level)
-            if level == self.levels[0] and self.chunks > 1:
+            if level == self.levels[0] and self.chunks != 1:
                 routed = OverRanksInChunks(routed, mesh[level], owned, self.chunks, module)
             else:
                 routed = over_ranks(routed, mesh[level], owned)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter
 from hyperep.exchange.routed import RoutedExperts, in_slices
@@ -42,7 +42,7 @@ class ExpertTensorParallel(ExpertParallel):
         output_layout: Placement | None = None,
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
-        chunks: int = 1,
+        chunks: int | Literal["auto"] = 1,
         packed: Mapping[str, int] | None = None,
         interleaved: Mapping[str, int] | None = None,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,

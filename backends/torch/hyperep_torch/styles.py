@@ -75,11 +75,11 @@ def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
 class _ExchangingStyle(_StyleOfTorch):
     """A style under which tokens travel: for a compiler, its module is one call that is left as it is."""
 
-    chunks: int
+    chunks: Any
 
     def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
         module = super().apply(module, mesh)
-        if self.chunks > 1:
+        if self.chunks != 1:
             # An argument and not part of the closure, so that a deep copy looks at itself.
             wrap_forward(module, functools.partial(_refuse_gathered_parts, module))
         wrap_forward(module, call_uncompiled)
