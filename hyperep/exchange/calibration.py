@@ -13,7 +13,6 @@ numbers that a choice is made of are the same on every rank, and so is the choic
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -94,10 +93,13 @@ def choose_chunks(calibration: Calibration | None, load: Load) -> tuple[int, str
     return best, f"{best} chunks for {told}, {times[best]:.3g} ms instead of {waiting:.3g}"
 
 
-@functools.lru_cache(maxsize=256)
-def tell(reason: str) -> None:
-    """Log a reason, the first time that it is given."""
-    _LOG.info("%s", reason)
+def tell(chunks: int, reason: str) -> None:
+    """Log a choice, as information the first time that this number is chosen."""
+    _LOG.log(logging.DEBUG if chunks in _told else logging.INFO, "%s", reason)
+    _told.add(chunks)
+
+
+_told: set[int] = set()
 
 
 def fitting(calibrations: Iterable[Calibration], platform: str, device: str, ranks: int) -> Calibration | None:

@@ -67,7 +67,7 @@ class Auto:
             expert_numbers=numbers * ranks // of.num_experts,
         )
         chunks, reason = choose_chunks(fitting(self.calibrations, platform.name, platform.device, ranks), load)
-        tell(reason)
+        tell(chunks, reason)
         return chunks
 
 
