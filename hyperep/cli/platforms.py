@@ -17,6 +17,7 @@ from rich.table import Table
 from hyperep.platform.candidate import Candidate, State
 from hyperep.platform.capabilities import Support, complete
 from hyperep.platform.registry import default_registry
+from hyperep.platform.versions import told
 
 __all__ = ["as_record", "look", "platforms", "table"]
 
@@ -58,20 +59,22 @@ def as_record(candidate: Candidate) -> dict[str, Any]:
 
 
 def table(candidates: Sequence[Candidate]) -> Table:
-    """Lay candidates out as a table; nothing is cut off, long cells wrap."""
+    """Lay candidates out as a table that fits a screen of 80 columns; nothing is cut off, long lines wrap."""
     result = Table(show_lines=True)
-    for heading in ("Platform", "State", "Reason", "Distribution", "API", "Capabilities"):
-        result.add_column(heading, overflow="fold", no_wrap=heading == "Platform")
+    result.add_column("Platform", no_wrap=True)
+    result.add_column("State", no_wrap=True)
+    result.add_column("What was found", overflow="fold")
     for candidate in candidates:
         colour = _COLOURS[candidate.state]
         owners = zip(candidate.distributions, candidate.versions, strict=True)
+        made = [f"{name} {version}".strip() for name, version in owners]
+        if candidate.spec is not None:
+            made.append(f"protocol {told(candidate.spec.versions)}")
+        lines = (candidate.summary, ", ".join(filter(None, made)), _capabilities(candidate))
         result.add_row(
             escape(candidate.name),
             f"[{colour}]{candidate.state.value}[/{colour}]",
-            escape(candidate.summary),
-            escape("\n".join(f"{name} {version}".strip() for name, version in owners)),
-            str(candidate.spec.api_version) if candidate.spec else "",
-            escape(_capabilities(candidate)),
+            escape("\n".join(filter(None, lines))),
         )
     return result
 
@@ -83,6 +86,6 @@ def _capabilities(candidate: Candidate) -> str:
     names: dict[Support, list[str]] = {support: [] for support in Support}
     for capability, support in complete(candidate.spec.capabilities).items():
         names[support].append(capability.value)
-    lines = [f"{len(names[Support.FULL])} full"]
+    lines = [f"{len(names[Support.FULL])} capabilities in full"]
     lines += [f"{s.value}: {', '.join(names[s])}" for s in (Support.EMULATED, Support.UNSUPPORTED) if names[s]]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 """The template for authors: rendered, installed in an environment of its own, listed, and told what to write next."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,20 @@ def run(*command, cwd, code=0, timeout=600):
 def environment(tmp_path_factory):
     """A directory with a rendered platform, and a virtual environment that holds it, hyperep and what these need."""
     here = tmp_path_factory.mktemp("author")
-    answers = ["--data", "name=mine", "--data", "framework=Mine", "--defaults", "--quiet"]
-    run(sys.executable, "-m", "copier", "copy", *answers, ROOT / "plugins" / "template", here / "my-platform", cwd=here)
+    answers = {"name": "mine", "framework": "Mine", "framework_distribution": "autograd>=1.8"}
+    data = [word for name, answer in answers.items() for word in ("--data", f"{name}={answer}")]
+    run(
+        sys.executable,
+        "-m",
+        "copier",
+        "copy",
+        *data,
+        "--defaults",
+        "--quiet",
+        ROOT / "plugins" / "template",
+        here / "my-platform",
+        cwd=here,
+    )
     run(sys.executable, "-m", "venv", here / "venv", cwd=here)
     run(here / "venv/bin/pip", "install", "-q", ROOT, f"{here / 'my-platform'}[test]", cwd=here)
     return here
@@ -50,6 +63,20 @@ def test_the_stub_is_listed_and_told_what_to_write_next(environment):
     assert "blocks" in todo[0]
     assert "mine does not conform at world size 1, 2" in lines[-1]
     assert report.exists()
+
+
+def test_what_is_rendered_is_the_author_s_own(environment):
+    mine = environment / "my-platform"
+    assert '"autograd>=1.8"' in (mine / "pyproject.toml").read_text()
+    launcher = (mine / "hyperep_mine" / "launcher.py").read_text()
+    assert set(re.findall(r'"(HYPEREP_\w+)"', launcher)) == {f"HYPEREP_MINE_{x}" for x in ("RANK", "RANKS", "ADDRESS")}
+    assert '"WORLD_SIZE"' not in launcher, "a process of torchrun is no rank of this platform"
+    workflow = (mine / ".github" / "workflows" / "conformance.yml").read_text()
+    assert "hyperep conformance run --platform mine --world-size 1,2,3,4" in workflow
+    assert "python-version: ${{ matrix.python }}\n" in workflow
+    assert "actions/upload-artifact" in workflow
+    left = [p.name for p in mine.rglob("*") if p.is_file() and re.search(r"\{%|\[\[|name\.", p.read_text())]
+    assert left == [], "nothing of the template's language is left"
 
 
 @pytest.mark.timeout(900)

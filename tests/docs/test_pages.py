@@ -11,6 +11,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = [
     "hyperep.permutation",
+    "hyperep.platform.array_names",
     "hyperep.styles.expert",
     "hyperep.styles.linear",
     "hyperep.styles.parallelize",

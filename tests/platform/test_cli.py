@@ -69,6 +69,18 @@ def test_table_shows_states_reasons_and_owners(site, hyperep):
         assert text in result.stdout
 
 
+def test_table_reads_well_on_a_narrow_screen(site, hyperep):
+    site.install("alpha", version="1.2.3", api=(1, 2))
+    site.install("a_longer_platform", probe='return Viability.no("no NPU is visible: " + "why, " * 30)')
+    lines = hyperep("platforms", COLUMNS="80").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for whole in ("a_longer_platform", "not viable", "hyperep-alpha 1.2.3", "protocol versions 1 to"):
+        assert whole in text, "on one line"
+    assert len(lines) < 40
+    assert "None" not in text
+
+
 def test_doctor_finds_no_problem_where_a_platform_would_be_chosen(site, hyperep):
     site.install("alpha", priority=1000)
     result = hyperep("doctor", HYPEREP_BLOCK="torch,torch_npu,mindspore")
