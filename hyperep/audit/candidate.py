@@ -12,12 +12,12 @@ __all__ = ["QUANTITIES", "Candidate", "Deviation", "factor_names"]
 
 QUANTITIES = {
     "run": "the run",
+    "input": "the tokens that the layer was given",
     "output": "the output",
     "tokens": "the gradient of the tokens",
     "experts": "the gradients of the experts",
     "router": "the gradient of the router",
     "shared": "the gradients of the shared expert",
-    "input": "the tokens that the layer was given",
     "bits": "the bits of two equal runs",
     "norm": "the norm of all gradients",
     "weights": "the weights",

@@ -125,7 +125,7 @@ _TOLD: dict[str, tuple[str, str]] = {
         "Each rank draws it from a seed of its own, and nobody broadcasts it.",
     ),
     "memory-kept": (
-        "memory grows with every step: {detail}",
+        "tokens are kept after the step: {detail}",
         "Something of the call is kept on the module, or in a list that nobody empties.",
     ),
 }

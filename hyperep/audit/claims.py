@@ -109,6 +109,8 @@ class Claims:
     """Whether a rank may be called with no token at all."""
     precision: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     """In which the layer computes."""
+    initial: bool = True
+    """Whether training begins with the weights that the layer is made with, where all ranks have the same seed."""
     deterministic: bool = True
     """Whether the same call gives the same bits."""
 

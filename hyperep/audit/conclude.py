@@ -43,7 +43,8 @@ class _Case:
 def conclude(claims: Claims, everything: Sequence[Examined]) -> list[Finding]:
     """Find the fewest and simplest causes that explain all deviations.
 
-    Where outputs are wrong in plain examinations, nothing is said of gradients: they follow, or cannot be judged yet.
+    Where outputs (or the inputs, afterwards) are wrong in plain examinations, nothing is said of gradients: they follow,
+    or cannot be judged yet.
     """
     cases = [_Case(examined=x, deviation=d) for x in everything for d in x.deviations]
     found = []
@@ -55,7 +56,7 @@ def conclude(claims: Claims, everything: Sequence[Examined]) -> list[Finding]:
             rivals = _rivals(explained, key)
             found.append(_finding(claims, [quantity], key, explained, rivals, everything))
             open_ = [case for case in open_ if case not in explained]
-    if any(f.quantities == ("output",) and not f.condition for f in found):
+    if any(f.quantities[0] in ("input", "output") and not f.condition for f in found):
         found = [f for f in found if f.quantities[0] not in _FOLLOWING]
     return _merged(claims, found)
 
@@ -237,6 +238,19 @@ def _busy(x: Examined) -> list[np.ndarray]:
     return [sum((t.combine != 0).sum(axis=0) for t in batch) for batch in x.expectation.terms.values()]
 
 
+def _between(actions: Sequence[Sequence[str]]) -> bool:
+    """Whether the same layer is called again before the backward pass of a call."""
+    waiting: set[str] = set()
+    for verb, *objects in actions:
+        if verb == "forward":
+            if any(layer_of(batch) == layer_of(objects[0]) for batch in waiting):
+                return True
+            waiting.add(objects[0])
+        elif verb == "backward":
+            waiting.discard(objects[0])
+    return False
+
+
 def _calls(x: Examined) -> int:
     """How often the layer is called that is called most."""
     layers = [layer_of(batch) for batch in x.expectation.terms]
@@ -252,6 +266,7 @@ _FEATURES: dict[str, Callable[[Examined], bool]] = {
     ),
     "where an expert gets no token": lambda x: any(0 in busy for busy in _busy(x)),
     "where ranks have different numbers of tokens": lambda x: any(len(set(n)) > 1 for n in _tokens(x)),
+    "where another call comes between forward and backward": lambda x: _between(x.examination.actions),
     "where a layer is called several times": lambda x: _calls(x) > 1,
 }
 """Condition -> whether an examination has it; the narrowest first."""

@@ -28,38 +28,63 @@ def judge(
 ) -> list[Deviation]:
     """Compare what was observed with what was expected.
 
-    Gradients are not judged where an output is wrong already: they follow from it.
+    What is observed later is not judged where an output, a gradient or a weight is wrong already: it follows from that.
     """
     if observed.outcome in ("raised", "hung", "died"):
         at = observed.action.partition(" ")[0]
         candidate = Candidate(cause=observed.outcome, quantity="run", detail=observed.message, names=(at,), cost=0.1)
         return [Deviation(quantity="run", error=np.inf, candidates=(candidate,), facts={"places": observed.places})]
+    found: list[Deviation] = []
+    for label in observed.found[0]:
+        kind, _, name = label.partition(":")
+        wrong = {deviation.quantity for deviation in found}
+        if (wrong & _STOPPING and kind in _JUDGED_NEXT) or (
+            wrong & _GRADIENTS and kind in ("output", "norm", "weights")
+        ):
+            break
+        found += _at(claims, expectation, tokens, observed, canonical, kind, name)
+    return found
+
+
+_JUDGED_NEXT = ("output", "tokens", "gradients", "norm", "weights")
+_STOPPING = {"output", "input", "weights"}
+_GRADIENTS = {"tokens", "experts", "router", "shared"}
+
+
+def _at(
+    claims: Claims,
+    expectation: Expectation,
+    tokens: Mapping[str, Sequence[np.ndarray]],
+    observed: Observed,
+    canonical: Callable[[Any], Any],
+    kind: str,
+    name: str,
+) -> list[Deviation]:
+    """What is wrong with one thing that was observed."""
+    label = f"{kind}:{name}"
     found: list[Deviation | None] = []
-    labels = list(observed.found[0])
-    for batch, terms in expectation.terms.items():
-        if f"output:{batch}" in labels:
-            found.append(judge_output(claims, terms, observed.of(f"output:{batch}")))  # type: ignore[arg-type]
-            found.append(judge_input(claims, tokens[batch], observed.of(f"after:{batch}")))  # type: ignore[arg-type]
-    if not any(found):
-        for batch, terms in expectation.terms.items():
-            if f"tokens:{batch}" in labels:
-                found.append(judge_token_gradient(claims, terms, observed.of(f"tokens:{batch}")))
-        for label, expected in expectation.gradients.items():
-            wholes = put_together(observed.parts(f"gradients:{label}"), canonical)
-            kinds = dict.fromkeys(claims.kind(name) for name in wholes)
-            found += [judge_gradients(claims, kind, expectation, expected, wholes) for kind in kinds]
-    if not any(found):
-        for label, norms in expectation.norms.items():
-            values = [float(value) for value in observed.of(f"norm:{label}")]  # type: ignore[arg-type]
-            found.append(judge_norm(claims, observed.ranks, norms, values))
-        for label, (weights, begun) in expectation.weights.items():
-            wholes = put_together(observed.parts(f"weights:{label}"), canonical)
-            found.append(judge_weights(claims, label, weights, begun, expectation.rivals[label], wholes))
-            if found[-1] is not None:
-                break  # what comes after follows from it
-    if "initial" in labels:
+    if kind == "output":
+        found.append(judge_output(claims, expectation.terms[name], observed.of(label)))  # type: ignore[arg-type]
+    elif kind == "after":
+        found.append(judge_input(claims, tokens[name], observed.of(label)))  # type: ignore[arg-type]
+    elif kind == "tokens":
+        found.append(judge_token_gradient(claims, expectation.terms[name], observed.of(label)))
+    elif kind == "gradients":
+        wholes = put_together(observed.parts(label), canonical)
+        kinds = dict.fromkeys(claims.kind(weight) for weight in wholes)
+        expected = expectation.gradients[name]
+        found += [judge_gradients(claims, each, expectation, expected, wholes) for each in kinds]
+    elif kind == "norm":
+        values = [float(value) for value in observed.of(label)]  # type: ignore[arg-type]
+        found.append(judge_norm(claims, observed.ranks, expectation.norms[name], values))
+    elif kind == "weights":
+        wholes = put_together(observed.parts(label), canonical)
+        weights, begun = expectation.weights[name]
+        found.append(judge_weights(claims, name, weights, begun, expectation.rivals[name], wholes))
+    elif kind == "initial":
         found.append(judge_initial(claims, observed.ranks, put_together(observed.parts("initial"), canonical)))
-    if "memory:after" in labels:
+    elif label == "memory:after":
         before, after = observed.of("memory:before"), observed.of("memory:after")
-        found.append(judge_memory(before, after))  # type: ignore[arg-type]
+        more = [len(b) - len(a) for a, b in zip(tokens["a"], tokens["b"], strict=True)]
+        found.append(judge_memory(claims, more, before, after))  # type: ignore[arg-type]
     return [deviation for deviation in found if deviation is not None]

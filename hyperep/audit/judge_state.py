@@ -79,7 +79,7 @@ def judge_weights(
         return None
     candidates = []
     for fault, weights in rivals.items():
-        explains = all(_error(wholes[name].views, weights[name]) <= 3e-3 for name in wrong)
+        explains = all(_error(wholes[name].views, weights[name][None]) <= 3e-3 for name in wholes)
         if explains and any(_error(weights[name], expected[name]) > 1e-4 for name in wrong):
             candidates.append(Candidate(cause="weights-formula", quantity="weights", detail=fault, cost=2.0))
     apart = [name for name in wrong if len(wholes[name].views) > 1 and _spread(wholes[name].views) > 1e-4]
@@ -120,12 +120,17 @@ def judge_initial(claims: Claims, ranks: int, wholes: Mapping[str, Whole]) -> De
     return None
 
 
-def judge_memory(before: Sequence[float], after: Sequence[float]) -> Deviation | None:
-    """Whether each further step leaves something behind."""
+def judge_memory(
+    claims: Claims, more: Sequence[int], before: Sequence[float], after: Sequence[float]
+) -> Deviation | None:
+    """Whether a step with *more* tokens leaves more behind, by at least half a token's numbers for each of them.
+
+    Counts and indices may be kept: they are small, and metrics are made of them.
+    """
     grown = [int(b - a) for a, b in zip(before, after, strict=True)]
-    if max(grown) <= 0:
+    if all(g < 2 * claims.sizes.dim * max(1, m) for g, m in zip(grown, more, strict=True)):
         return None
-    detail = f"{max(grown)} bytes more after two steps, in tensors that nobody needs"
+    detail = f"{max(grown)} bytes more after a step with many tokens than after one with few, when both are over"
     candidate = Candidate(cause="memory-kept", quantity="memory", detail=detail, cost=1.0)
     return Deviation(quantity="memory", error=float(max(grown)), candidates=(candidate,))
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from hyperep.audit.subject import Part
 
-__all__ = ["Observed", "Whole", "put_together"]
+__all__ = ["Observed", "Parts", "Whole", "put_together"]
 
 Arrays = Mapping[str, np.ndarray]
+Parts = Part | tuple[Part, ...]
+"""What one rank holds of one weight."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,12 +49,12 @@ class Observed:
         """The array of every rank under *label*."""
         return [found.get(label) for found in self.found]  # type: ignore[misc]
 
-    def parts(self, label: str) -> list[Mapping[str, Part]]:
+    def parts(self, label: str) -> list[Mapping[str, Parts]]:
         """The parts of every rank under *label*."""
         return [found[label] for found in self.found]  # type: ignore[misc]
 
 
-def put_together(parts: Sequence[Mapping[str, Part]], canonical: Callable[[Arrays], Arrays]) -> dict[str, Whole]:
+def put_together(parts: Sequence[Mapping[str, Parts]], canonical: Callable[[Arrays], Arrays]) -> dict[str, Whole]:
     """Complete what each rank holds by what others hold, and give it the names and layout of the claims."""
     ranks = len(parts)
     names = list(dict.fromkeys(name for of_rank in parts for name in of_rank))
@@ -65,7 +67,7 @@ def put_together(parts: Sequence[Mapping[str, Part]], canonical: Callable[[Array
         views.append(dict(canonical(values)))
         holes.append({name: hole != 0 for name, hole in canonical(absent).items()})
     everywhere = {name: np.float64(_is_replicated(parts, name)) for name in names}
-    shapes = {name: next(of_rank[name].whole for of_rank in parts if name in of_rank) for name in names}
+    shapes = {name: next(_all(of_rank[name])[0].whole for of_rank in parts if name in of_rank) for name in names}
     flags = canonical({name: np.full(shapes[name], everywhere[name]) for name in names})
     found = {}
     for name in views[0]:
@@ -77,19 +79,22 @@ def put_together(parts: Sequence[Mapping[str, Part]], canonical: Callable[[Array
     return found
 
 
-def _view(parts: Sequence[Part | None], viewer: int) -> tuple[np.ndarray, np.ndarray]:
+def _view(parts: Sequence[Parts | None], viewer: int) -> tuple[np.ndarray, np.ndarray]:
     """Values and holes (one where there is none) of the whole, as *viewer* sees it."""
-    shape = next(part.whole for part in parts if part is not None)
+    shape = next(_all(part)[0].whole for part in parts if part is not None)
     values, absent = np.zeros(shape), np.ones(shape)
     for rank in [*(r for r in reversed(range(len(parts))) if r != viewer), viewer]:
-        part = parts[rank]
-        if part is None:
-            continue
-        where = tuple(slice(a, a + n) for a, n in zip(part.start, part.shape, strict=True))
-        values[where] = 0.0 if part.value is None else np.asarray(part.value, np.float64).reshape(part.shape)
-        absent[where] = part.value is None
+        for part in _all(parts[rank]):
+            where = tuple(slice(a, a + n) for a, n in zip(part.start, part.shape, strict=True))
+            values[where] = 0.0 if part.value is None else np.asarray(part.value, np.float64).reshape(part.shape)
+            absent[where] = part.value is None
     return values, absent
 
 
-def _is_replicated(parts: Sequence[Mapping[str, Part]], name: str) -> bool:
-    return len(parts) > 1 and all(name in of_rank and of_rank[name].shape == of_rank[name].whole for of_rank in parts)
+def _all(parts: Parts | None) -> tuple[Part, ...]:
+    return () if parts is None else parts if isinstance(parts, tuple) else (parts,)
+
+
+def _is_replicated(parts: Sequence[Mapping[str, Parts]], name: str) -> bool:
+    everyone = [_all(of_rank.get(name)) for of_rank in parts]
+    return len(parts) > 1 and all(len(own) == 1 and own[0].shape == own[0].whole for own in everyone)

@@ -17,7 +17,7 @@ from hyperep.launch.pool import RankPool
 from hyperep.launch.steps import step_limit
 from hyperep.platform.errors import RankFailure
 
-__all__ = ["Ranks", "ranks_of"]
+__all__ = ["PooledRanks", "Ranks", "ranks_of"]
 
 _START = 180.0
 """Seconds in which ranks must have started."""
@@ -49,7 +49,7 @@ def ranks_of(subject: Subject, reference: str | None, ranks: int, deadline: floa
         raise ValueError("a subject of __main__ cannot be imported by other processes; put it into a module")
     given = subject if reference is None else reference
     with RankPool(target.launcher, target.name, ranks, start_deadline=_START) as pool:
-        yield _Processes(pool, given, ranks, deadline)
+        yield PooledRanks(pool, given, ranks, deadline)
 
 
 class _Threads:
@@ -69,12 +69,22 @@ class _Threads:
         return _observed(self.ranks, results)
 
 
-class _Processes:
+class PooledRanks:
+    """Warm processes.
+
+    Args:
+        pool: of them.
+        subject: what they examine, or where it is.
+        ranks: how many.
+        deadline: seconds that an examination may take.
+    """
+
     def __init__(self, pool: RankPool, subject: Any, ranks: int, deadline: float) -> None:
         self.ranks = ranks
         self._pool, self._subject, self._deadline = pool, subject, deadline
 
     def observe(self, **arguments: Any) -> Observed:
+        """Run an examination; see :class:`Ranks`."""
         try:
             results = self._pool.run(
                 "hyperep.audit.on_rank:examine",

@@ -24,7 +24,7 @@ from hyperep.audit.ranks import Ranks, ranks_of
 from hyperep.audit.report import AuditReport, Line, make_report
 from hyperep.audit.subject import NotOffered, Subject
 
-__all__ = ["check_layer"]
+__all__ = ["audit_on", "check_layer"]
 
 Progress = Callable[[str, int, str], None]
 
@@ -60,21 +60,45 @@ def check_layer(
         raise ValueError(f"world_sizes={list(world_sizes)}: each must be at least 1 and divide experts={experts}")
     chosen = examinations(tuple(only))
     reference = subject if isinstance(subject, str) else None
-    began, everything, lines = time.monotonic(), [], []
+    began = time.monotonic()
+    everything: list[Examined] = []
+    lines: list[Line] = []
     for ranks in world_sizes:
         with ranks_of(found, reference, ranks, deadline) as world:
-            for examination in chosen:
-                examined, line = _examine(found, world, examination, seed)
-                lines.append(line)
-                if examined is not None:
-                    everything.append(examined)
-                if progress is not None:
-                    progress(examination.name, ranks, line.outcome)
+            _examine_all(found, world, chosen, seed, everything, lines, progress)
     findings = conclude(found.claims, everything)
     findings = [_completed(found, finding, seed) for finding in findings]
     return make_report(
         found, reference, tuple(world_sizes), seed, tuple(only), time.monotonic() - began, lines, findings
     )
+
+
+def audit_on(
+    world: Ranks, subject: Subject, chosen: Sequence[Examination], seed: int = 0
+) -> tuple[list[Finding], list[Line]]:
+    """The findings of *chosen* examinations on ranks that are there already."""
+    everything: list[Examined] = []
+    lines: list[Line] = []
+    _examine_all(subject, world, chosen, seed, everything, lines, None)
+    return conclude(subject.claims, everything), lines
+
+
+def _examine_all(
+    subject: Subject,
+    world: Ranks,
+    chosen: Sequence[Examination],
+    seed: int,
+    everything: list[Examined],
+    lines: list[Line],
+    progress: Progress | None,
+) -> None:
+    for examination in chosen:
+        examined, line = _examine(subject, world, examination, seed)
+        lines.append(line)
+        if examined is not None:
+            everything.append(examined)
+        if progress is not None:
+            progress(examination.name, world.ranks, line.outcome)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,6 +160,8 @@ def _examine(subject: Subject, world: Ranks, examination: Examination, seed: int
 def _why_not(subject: Subject, examination: Examination, impossible: bool, ranks: int) -> str:
     if impossible:
         return "the layer claims nothing about such batches, or there are too few ranks"
+    if examination.name == "initial" and not subject.claims.initial:
+        return "training begins with other weights, by claim"
     whole = any(verb in ("step", "norm") for verb, *_ in examination.actions)
     if whole and subject.claims.replicated == "own" and ranks > 1:
         return "gradients of replicated parameters are reduced elsewhere, by claim"
@@ -198,9 +224,10 @@ def _flat(observed: Observed) -> dict[str, np.ndarray]:
             if isinstance(value, np.ndarray):
                 found[f"{label} on rank {rank}"] = value
             elif isinstance(value, dict) and label.startswith("gradients"):
-                for name, part in value.items():
-                    if part.value is not None:
-                        found[f"gradient of {name} on rank {rank}"] = part.value
+                for name, parts in value.items():
+                    for i, part in enumerate(parts if isinstance(parts, tuple) else (parts,)):
+                        if part.value is not None:
+                            found[f"gradient of {name} on rank {rank}" + (f" ({i})" if i else "")] = part.value
     return found
 
 

@@ -67,7 +67,7 @@ class Specimen(ABC):
         """Do what the user does between the last backward and the optimizer: reductions of gradients, for instance."""
 
     @abstractmethod
-    def gradients(self) -> Mapping[str, Part]:
+    def gradients(self) -> Mapping[str, Part | tuple[Part, ...]]:
         """What the optimizer would see on this rank."""
 
     @abstractmethod
@@ -75,7 +75,7 @@ class Specimen(ABC):
         """Forget all gradients."""
 
     @abstractmethod
-    def weights(self) -> Mapping[str, Part]:
+    def weights(self) -> Mapping[str, Part | tuple[Part, ...]]:
         """The weights as they are."""
 
     def gradient_norm(self) -> float:

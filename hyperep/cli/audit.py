@@ -41,6 +41,7 @@ def run(
     """Examine a layer on real ranks; exit status 0 if and only if nothing wrong was found."""
     from rich.console import Console
 
+    from hyperep.audit.on_rank import subject_of
     from hyperep.audit.page import as_html
     from hyperep.audit.run import check_layer
     from hyperep.audit.text import as_text
@@ -58,9 +59,10 @@ def run(
     # The subject most often lies beside, where an installed command would not look.
     sys.path.insert(0, os.getcwd())
     try:
-        found = check_layer(subject, sizes, only=only or (), seed=seed, deadline=deadline, progress=_show)
+        subject_of(subject)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--subject {subject}: {type(error).__name__}: {error}") from error
+    found = check_layer(subject, sizes, only=only or (), seed=seed, deadline=deadline, progress=_show)
     print(file=sys.stderr)
     if as_json is not None:
         found.save(as_json)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit on layers of PyTorch, on real ranks: faults that only a framework has, and right layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import audited
+import pytest
+from ranks import OnCpu
+
+from hyperep.audit.examinations import examinations
+from hyperep.audit.ranks import PooledRanks
+from hyperep.audit.run import audit_on
+from hyperep.launch.pool import RankPool
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RankPool]:
+    with RankPool(OnCpu(), "torch", 2) as pool:
+        yield pool
+
+
+def audit(pool: RankPool, kind: str, name: str, deadline: float = 10.0):
+    entry = getattr(audited, kind)[name]
+    subject = entry if kind == "RIGHT" else entry[0]
+    return audit_on(PooledRanks(pool, subject, pool.ranks, deadline), subject, examinations())
+
+
+@pytest.mark.parametrize("name", audited.RIGHT)
+def test_a_right_layer_is_not_accused(pool, name):
+    findings, lines = audit(pool, "RIGHT", name)
+    assert not findings, [finding.headline for finding in findings]
+    examined = {line.examination for line in lines if line.outcome == "ok"}
+    assert {"recompute", "frozen-experts", "frozen-router", "memory", "optimizer", "two-layers"} <= examined
+    assert ("checkpoint" in examined) == (name == "sgd and checkpoints")
+
+
+@pytest.mark.parametrize("name", [name for name in audited.FAULTS if name != "EarlyReturn"])
+def test_a_known_fault_is_named(pool, name):
+    _, cause, quantity, word = audited.FAULTS[name]
+    findings, _ = audit(pool, "FAULTS", name)
+    assert len(findings) == 1, [finding.headline for finding in findings]
+    assert (findings[0].cause, findings[0].quantities[0]) == (cause, quantity)
+    assert word in f"{findings[0].headline} {findings[0].reason}"
+
+
+def test_a_deadlock_ends_with_the_place_of_every_rank(pool):
+    _, cause, quantity, word = audited.FAULTS["EarlyReturn"]
+    subject = audited.FAULTS["EarlyReturn"][0]
+    ranks = PooledRanks(pool, subject, pool.ranks, 4.0)
+    findings, _ = audit_on(ranks, subject, examinations(("one-row", "mixed")))
+    assert [(f.cause, f.quantities) for f in findings] == [(cause, (quantity,))]
+    assert word in findings[0].condition
+    assert [place.partition(":")[0] for place in findings[0].places] == ["rank 0", "rank 1"]
+    assert any("audit_layer.py" in place for place in findings[0].places), findings[0].places
