@@ -43,8 +43,8 @@ class _Case:
 def conclude(claims: Claims, everything: Sequence[Examined]) -> list[Finding]:
     """Find the fewest and simplest causes that explain all deviations.
 
-    Where outputs (or the inputs, afterwards) are wrong in plain examinations, nothing is said of gradients: they follow,
-    or cannot be judged yet.
+    Where outputs (or the inputs, afterwards) are wrong in plain examinations, nothing is said of gradients: they
+    follow, or cannot be judged yet.
     """
     cases = [_Case(examined=x, deviation=d) for x in everything for d in x.deviations]
     found = []
@@ -245,7 +245,8 @@ def _between(actions: Sequence[Sequence[str]]) -> bool:
         if verb == "forward":
             if any(layer_of(batch) == layer_of(objects[0]) for batch in waiting):
                 return True
-            waiting.add(objects[0])
+            if "recompute" not in objects:  # its forward is done again right before its backward
+                waiting.add(objects[0])
         elif verb == "backward":
             waiting.discard(objects[0])
     return False
