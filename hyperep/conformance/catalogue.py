@@ -34,6 +34,8 @@ REQUIREMENT_MODULES = (
     "ownership",
     "state",
     "order",
+    "one_sided",
+    "shards",
     "token_styles",
     "speed",
     "chunks",

@@ -16,9 +16,16 @@ from autograd.util import toposort
 
 from hyperep.platform.protocol import Backward, Forward
 
-__all__ = ["custom_vjp", "vjp"]
+__all__ = ["custom_vjp", "plain", "vjp"]
 
 _depth = threading.local()
+
+
+def plain(x: Any) -> np.ndarray:
+    """The array behind a tensor, whichever functions are being differentiated."""
+    while isbox(x):
+        x = getval(x)
+    return np.asarray(x)
 
 
 class _Call:
@@ -36,9 +43,9 @@ class _Call:
         # Argument 0 of the primitive is this record, so input i is its argument i + 1.
         needed = tuple(i + 1 in argnums for i in range(self.inputs))
         cotangents = tuple(cotangent) if isinstance(cotangent, tuple) else (cotangent,)
-        gradients = self.backward(self.residuals, cotangents, needed)
+        gradients = self.backward(self.residuals, tuple(map(plain, cotangents)), needed)
         picked = ((gradients[n - 1], inputs[n - 1]) for n in argnums)
-        return tuple(np.zeros_like(x) if g is None else np.asarray(g) for g, x in picked)
+        return tuple(np.zeros_like(x) if g is None else plain(g) for g, x in picked)
 
 
 @primitive
@@ -48,7 +55,7 @@ def _custom(call: _Call, *inputs: Any) -> Any:
 
 def _custom_vjp(argnums: Sequence[int], answer: Any, args: Sequence[Any], kwargs: Any) -> Callable[..., Any]:
     call, *inputs = args
-    values = [getval(x) for x in inputs]
+    values = [plain(x) for x in inputs]
     return lambda g: call.pull(g, argnums, values)
 
 
@@ -72,7 +79,8 @@ def vjp(
     returned then after it: an enclosing ``vjp`` may trace the same ones. The tape's level is counted per thread: the
     package's own counter is shared by all threads, and ranks are threads here.
     """
-    values = [*primals, *parameters]
+    # Tensors of an enclosing vjp are constants here, and what is returned is one there.
+    values = [plain(x) for x in (*primals, *parameters)]
     roots = [VJPNode.new_root() for _ in values]
     level = getattr(_depth, "value", 0)
     _depth.value = level + 1
@@ -90,17 +98,11 @@ def vjp(
     def pullback(*cotangents: np.ndarray) -> tuple[np.ndarray, ...]:
         found: dict[Any, Any] = {}
         if recorded:
-            seed = tuple(np.asarray(c) for c in cotangents) if several else np.asarray(cotangents[0])
+            seed = tuple(map(plain, cotangents)) if several else plain(cotangents[0])
             found = _backward(end._node, seed, roots)
         return tuple(found.get(root, np.zeros_like(value)) for root, value in zip(roots, values, strict=True))
 
-    plain = tuple(_strip(o, level) for o in outputs) if several else _strip(outputs, level)
-    return plain, pullback
-
-
-def _strip(x: Any, level: int) -> Any:
-    # An enclosing tape, if there is one, keeps its box: only this tape's is removed.
-    return x._value if isbox(x) and x._trace == level else x
+    return tuple(map(plain, outputs)) if several else plain(outputs), pullback
 
 
 def _backward(end: Any, seed: Any, roots: Sequence[Any]) -> dict[Any, np.ndarray]:
@@ -111,7 +113,7 @@ def _backward(end: Any, seed: Any, roots: Sequence[Any]) -> dict[Any, np.ndarray
     for node in toposort(end):
         gradient = gradients.pop(node)
         if node in wanted:
-            found[node] = gradient[0]
+            found[node] = plain(gradient[0])
             continue
         for parent, ingoing in zip(node.parents, node.vjp(gradient[0]), strict=True):
             gradients[parent] = add_outgrads(gradients.get(parent), ingoing)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from autograd.tracer import getval, isbox
+from autograd.tracer import isbox
 
 from hyperep.loopback import autodiff
 from hyperep.loopback.array_namespace import array_namespace
@@ -19,7 +19,7 @@ from hyperep.loopback.modules import LoopbackModule, LoopbackParameter
 from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.protocol import Backward, Forward
-from hyperep.sharding import Sharding
+from hyperep.sharding import ShardedTensor, Sharding
 
 __all__ = ["CAPABILITIES", "LoopbackPlatform", "LoopbackWork"]
 
@@ -29,6 +29,8 @@ CAPABILITIES: Mapping[Capability, Support] = {
 """NumPy has no bfloat16, and its float16 products are too slow and too coarse to be an oracle."""
 
 Group = tuple[int, ...]
+
+_value = autodiff.plain
 
 
 class LoopbackWork:
@@ -187,10 +189,10 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
             for key, buffer in part.own_buffers.items()
         }
 
-    def local(self, parameter: LoopbackParameter) -> np.ndarray:  # noqa: D102
-        return parameter.bound
+    def local(self, parameter: LoopbackParameter | ShardedTensor) -> np.ndarray:  # noqa: D102
+        return parameter.local if isinstance(parameter, ShardedTensor) else parameter.bound
 
-    def sharding(self, parameter: LoopbackParameter) -> Sharding | None:  # noqa: D102
+    def sharding(self, parameter: LoopbackParameter | ShardedTensor) -> Sharding | None:  # noqa: D102
         return parameter.sharding
 
     def assign(self, parameter: LoopbackParameter, value: np.ndarray) -> None:  # noqa: D102
@@ -224,12 +226,6 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
 
     def __repr__(self) -> str:
         return f"LoopbackPlatform(rank={self.rank}, world_size={self.world_size})"
-
-
-def _value(x: Any) -> np.ndarray:
-    while isbox(x):
-        x = getval(x)
-    return np.asarray(x)
 
 
 def _copied(payload: Any) -> Any:

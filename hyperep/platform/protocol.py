@@ -17,6 +17,8 @@ Letters used for shapes here and in the core:
 Rules that hold for every member:
 
 * Splits count **rows** of dimension 0, whatever the other dimensions are.
+* Whether an input of a collective wants a gradient is the same on all ranks of the group. A cotangent that is zero on
+  some of them is exchanged as any other.
 * Zero rows are legal everywhere. A collective with zero rows is still issued, its result still carries gradient, and
   the gradient of a weight that met no row is zero, never absent.
 * Inputs and cotangents may be non-contiguous. Counts are int32 or int64; row indices are int64, also when empty.
@@ -263,7 +265,10 @@ class Platform(Protocol[T]):
         ...
 
     def local(self, parameter: Parameter) -> T:
-        """The part of a parameter or buffer that this rank holds (all of it, unless it is sharded)."""
+        """The part of a parameter or buffer that this rank holds (all of it, unless it is sharded).
+
+        Of what :meth:`from_local` made too, as :meth:`sharding`. Gradients flow through it.
+        """
         ...
 
     def sharding(self, parameter: Parameter) -> Sharding | None:
@@ -271,7 +276,10 @@ class Platform(Protocol[T]):
         ...
 
     def assign(self, parameter: Parameter, value: T) -> None:
-        """Overwrite this rank's part of a parameter or buffer in place, outside autodiff."""
+        """Overwrite this rank's part of a parameter or buffer in place, outside autodiff.
+
+        It keeps its dtype, and takes a copy; a value of another shape is an error.
+        """
         ...
 
     def shard_parameter(self, module: Module, name: str, local: T, sharding: Sharding) -> None:
@@ -315,7 +323,12 @@ class Platform(Protocol[T]):
 
         ``pullback(*cotangents)`` takes one cotangent per output and returns the gradients of the primals, then of
         the local parts of *parameters* (which *function* reaches through modules). Gradients are never absent: what
-        does not influence the output gets zeros. The pullback may be called once. A custom forward may call ``vjp``,
-        also on parameters that an enclosing one differentiates, and its backward the pullbacks, the last one first.
+        does not influence the output gets zeros. The pullback may be called once. Parameters that were not asked for
+        are constants; a tensor given twice counts as two primals.
+
+        A function that is being differentiated may call ``vjp``. So may a custom forward, also on parameters that an
+        enclosing ``vjp`` differentiates, with a backward that calls the pullbacks, the last one first; and so may a
+        custom backward. To the inner one every tensor of the outer one is a constant, and what it returns, outputs and
+        gradients, are constants to the outer one: there are no second derivatives.
         """
         ...

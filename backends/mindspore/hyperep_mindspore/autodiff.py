@@ -63,16 +63,26 @@ def vjp(
     function: Callable[..., Any], *primals: Tensor, parameters: Sequence[Parameter] = ()
 ) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
     """Evaluate *function* and return its outputs and its pullback; see the protocol."""
-    recording = _Recording(function, _distinct(primals), tuple(parameters))
+    # Tensors of their own: one that the function closes over, or that is given twice, would get one gradient for all.
+    primals = tuple(map(ops.stop_gradient, primals))
+    recording = _Recording(function, primals, tuple(parameters))
     outputs = function(*primals) if _custom_forwards.depth else recording.record()
     count = len(outputs) if isinstance(outputs, tuple) else 1
+    if private_names.is_recording():
+        # An enclosing vjp takes what this one returns for constants.
+        outputs = _constants(outputs)
 
     def pullback(*cotangents: Tensor) -> tuple[Tensor, ...]:
         if len(cotangents) != count:
             raise ValueError(f"{len(cotangents)} cotangents for {count} outputs; give one for each")
-        return recording.pull(cotangents)
+        gradients = recording.pull(cotangents)
+        return _constants(gradients) if private_names.is_recording() else gradients
 
     return outputs, pullback
+
+
+def _constants(tensors: Any) -> Any:
+    return tuple(map(ops.stop_gradient, tensors)) if isinstance(tensors, tuple) else ops.stop_gradient(tensors)
 
 
 _open_graphs: list[weakref.ref[_Recording]] = []
@@ -154,16 +164,6 @@ def _release_abandoned() -> None:
     if _open_graphs and not private_names.is_recording() and all(graph() is None for graph in _open_graphs):
         private_names.abandon_graphs()
         _open_graphs.clear()
-
-
-def _distinct(primals: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The primals, where a tensor given twice becomes two: MindSpore would add up its gradients."""
-    seen: set[int] = set()
-    result = []
-    for primal in primals:
-        result.append(primal.copy() if id(primal) in seen else primal)
-        seen.add(id(primal))
-    return tuple(result)
 
 
 def _present(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Backward, Forward
-from hyperep.sharding import Sharding
+from hyperep.sharding import ShardedTensor, Sharding
 from hyperep_mindspore import autodiff, collectives, grouped, modules, transfer
 from hyperep_mindspore.array_namespace import ArrayNamespace
 from hyperep_mindspore.collectives import MindSporeWork
@@ -166,11 +166,11 @@ class MindSporePlatform(PlatformBase[Tensor]):
     def buffers(self, module: nn.Cell) -> dict[str, Parameter]:  # noqa: D102
         return {name: p for name, p in module.parameters_and_names() if not p.requires_grad}
 
-    def local(self, parameter: Parameter) -> Tensor:  # noqa: D102
-        return parameter
+    def local(self, parameter: Parameter | ShardedTensor) -> Tensor:  # noqa: D102
+        return parameter.local if isinstance(parameter, ShardedTensor) else parameter
 
-    def sharding(self, parameter: Parameter) -> Sharding | None:  # noqa: D102
-        return modules.sharding_of(parameter)
+    def sharding(self, parameter: Parameter | ShardedTensor) -> Sharding | None:  # noqa: D102
+        return parameter.sharding if isinstance(parameter, ShardedTensor) else modules.sharding_of(parameter)
 
     def assign(self, parameter: Parameter, value: Tensor) -> None:  # noqa: D102
         if tuple(parameter.shape) != tuple(value.shape):

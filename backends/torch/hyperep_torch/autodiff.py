@@ -91,7 +91,9 @@ def vjp(
             found = dict(zip(wanted, gradients, strict=True))
         return tuple(_local_gradient(x, found.get(i)) for i, x in enumerate(inputs))
 
-    return outputs, pullback
+    # An enclosing vjp takes what this one returns for constants: its graph ends with its own pullback.
+    detached = tuple(o.detach() for o in outputs_given)
+    return detached if isinstance(outputs, tuple) else detached[0], pullback
 
 
 def _recorded(

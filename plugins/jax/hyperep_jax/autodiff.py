@@ -64,14 +64,17 @@ def vjp(
         finally:
             bind(parameters)
 
-    given = [*primals, *parameters]
+    # Tensors of an enclosing vjp are constants here, and what is returned is one there.
+    given = [value(x) for x in (*primals, *parameters)]
     outputs, pull = jax.vjp(bound, *given)
 
     def pullback(*cotangents: jax.Array) -> tuple[jax.Array, ...]:
-        gradients = pull(tuple(cotangents) if isinstance(outputs, tuple) else cotangents[0])
+        plain = tuple(map(value, cotangents))
+        gradients = pull(plain if isinstance(outputs, tuple) else plain[0])
         # Integers have no gradient in JAX, but one of type "float0".
         return tuple(
-            jnp.zeros_like(x) if g.dtype == jax.dtypes.float0 else g for g, x in zip(gradients, given, strict=True)
+            jnp.zeros_like(x) if g.dtype == jax.dtypes.float0 else value(g)
+            for g, x in zip(gradients, given, strict=True)
         )
 
-    return outputs, pullback
+    return tuple(map(value, outputs)) if isinstance(outputs, tuple) else value(outputs), pullback

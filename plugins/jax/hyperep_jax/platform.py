@@ -15,7 +15,7 @@ from hyperep.platform.base import PlatformBase
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Backward, Forward
-from hyperep.sharding import Sharding
+from hyperep.sharding import ShardedTensor, Sharding
 from hyperep_jax import autodiff
 from hyperep_jax.array_namespace import array_namespace
 from hyperep_jax.autodiff import value
@@ -171,10 +171,10 @@ class JaxPlatform(PlatformBase[jax.Array]):
     def buffers(self, module: Module) -> dict[str, Parameter]:  # noqa: D102
         return _by_path(self.named_modules(module), "buffers")
 
-    def local(self, parameter: Parameter) -> jax.Array:  # noqa: D102
-        return parameter.bound
+    def local(self, parameter: Parameter | ShardedTensor) -> jax.Array:  # noqa: D102
+        return parameter.local if isinstance(parameter, ShardedTensor) else parameter.bound
 
-    def sharding(self, parameter: Parameter) -> Sharding | None:  # noqa: D102
+    def sharding(self, parameter: Parameter | ShardedTensor) -> Sharding | None:  # noqa: D102
         return parameter.sharding
 
     def assign(self, parameter: Parameter, value: jax.Array) -> None:  # noqa: D102
