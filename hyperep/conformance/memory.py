@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import gc
 import mmap
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["kept_bytes", "overwrite", "watch"]
+__all__ = ["freed", "kept_bytes", "overwrite", "watch"]
 
 
 def overwrite(tensor: Any, value: Any) -> bool:
@@ -29,6 +30,19 @@ def watch(tensor: Any) -> Callable[[], bool]:
     except TypeError:
         return lambda: False
     return lambda: alive() is not None
+
+
+def freed(alive: Callable[[], object]) -> bool:
+    """Whether what *alive* tells of has gone, with the cycles that it may be part of.
+
+    Several times, since a collection does nothing while another thread is at one.
+    """
+    for wait in (0.0, 0.0, 0.01, 0.05, 0.2):
+        if not alive():
+            return True
+        time.sleep(wait)
+        gc.collect()
+    return not alive()
 
 
 def kept_bytes(call: Callable[[int], Any], *, calls: int, barrier: Callable[[], Any], before: int = 6) -> int:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from typing import Any
 
 import numpy as np
 
 from hyperep.conformance.case import Case
+from hyperep.conformance.memory import freed
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.platform.capabilities import Capability
 
@@ -260,8 +260,7 @@ def custom_freed(case: Case) -> None:
     for pull in (True, False):
         alive, graph = run(pull)
         del graph
-        gc.collect()
-        case.is_true(alive() is None, f"still alive after the graph was dropped (pulled back: {pull})")
+        case.is_true(freed(alive), f"still alive after the graph was dropped (pulled back: {pull})")
 
 
 @requirement(

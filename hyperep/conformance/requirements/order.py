@@ -23,10 +23,10 @@ def _spread(case: Case, shape: tuple[int, ...], *key: int) -> np.ndarray:
     return np.asarray(case.normal(shape, *key) * np.exp(6 * case.normal(shape, *key, 1)), np.float32)
 
 
-def _repeats(case: Case, run: Callable[[], dict[str, Any]], between: Callable[[], Any]) -> None:
+def _repeats(case: Case, run: Callable[[], dict[str, Any]], between: Callable[[], Any], runs: int = _RUNS) -> None:
     """Demand the same bits of each run, with something else in between; several times, as a fault may come in turns."""
     first = run()
-    for number in range(1, _RUNS):
+    for number in range(1, runs):
         for _ in range(number % 3):
             between()
         for what, got in run().items():
@@ -177,7 +177,7 @@ def layer(case: Case) -> None:
             **{f"gradient of {n}": v for n, v in zip(("the rows", *handles), gradients, strict=True)},
         }
 
-    _repeats(case, run, lambda: run(-0.5))
+    _repeats(case, run, lambda: run(-0.5), runs=3)
 
 
 @requirement(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import hyperep
 from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
+from hyperep.conformance.memory import freed as freed_by_now
 from hyperep.conformance.memory import kept_bytes, overwrite, watch
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.moe import GroupedExperts
@@ -256,9 +256,7 @@ def freed(case: Case) -> None:
 
     for name, step in _steps(case).items():
         watched = called(step)
-        if any(is_alive() for is_alive in watched):
-            gc.collect()  # slow, and seldom needed
-        kept = [number for number, is_alive in enumerate(watched) if is_alive()]
+        kept = [number for number, is_alive in enumerate(watched) if not freed_by_now(is_alive)]
         case.is_true(not kept, f"{name}: of its input and results, {kept} are still alive after the call is over")
     if case.supports(Capability.ASYNC_COLLECTIVES):
         x = case.tensor(case.normal(shape, 1))
@@ -266,8 +264,7 @@ def freed(case: Case) -> None:
         tensors = [watch(x), watch(works[0].wait())]
         works[1].wait()
         del x, works
-        gc.collect()
-        case.is_true(not any(is_alive() for is_alive in tensors), "an exchange under way: its input or result is alive")
+        case.is_true(all(map(freed_by_now, tensors)), "an exchange under way: its input or result is alive")
 
 
 @requirement(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import hyperep
 from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
-from hyperep.conformance.memory import kept_bytes, watch
+from hyperep.conformance.memory import freed, kept_bytes, watch
 from hyperep.conformance.requirement import Level, Requirement, requirement
 from hyperep.conformance.routings import ROUTINGS
 from hyperep.moe import GroupedExperts, MoEConfig, RouterConfig, build_moe
@@ -296,10 +295,9 @@ def memory(case: Case) -> None:
         tensors += [watch(t) for t in (x, out, *gradients)]
         case.platform.to_host(out, *gradients)
         del x, out, pullback, gradients, tokens
-    gc.collect()
-    alive = [number for number, context in enumerate(style.contexts) if context() is not None]
+    alive = [number for number, context in enumerate(style.contexts) if not freed(context)]
     case.is_true(not alive, f"the contexts of calls {alive} of {len(style.contexts)} are still alive")
-    kept = [number for number, is_alive in enumerate(tensors) if is_alive()]
+    kept = [number for number, is_alive in enumerate(tensors) if not freed(is_alive)]
     case.is_true(not kept, f"of inputs, outputs and gradients, {kept} are still alive after their graphs were dropped")
 
     def step(number: int) -> None:

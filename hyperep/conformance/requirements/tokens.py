@@ -7,7 +7,6 @@ Expert ``e`` multiplies by ``e + 1``, and data are small integers: everything is
 from __future__ import annotations
 
 import functools
-import gc
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import hyperep
 from hyperep.conformance.case import Case
 from hyperep.conformance.choices import CHOICES, TOP_K, copies
+from hyperep.conformance.memory import freed
 from hyperep.conformance.requirement import Level, Requirement, requirement
 from hyperep.conformance.wire import sent, watching
 from hyperep.exchange.routed import RoutedExperts, over_ranks, routed_from_rows
@@ -268,8 +268,7 @@ def memory(case: Case) -> None:
 
     _agree(case, data, layer)
     layer(*(case.tensor(of[me]) for of in (data.tokens, data.indices, data.weights)))
-    gc.collect()
-    alive = [number for number, context in enumerate(contexts) if context() is not None]
+    alive = [number for number, context in enumerate(contexts) if not freed(context)]
     case.is_true(not alive, f"the contexts of calls {alive} of {len(contexts)} are still alive")
 
 
