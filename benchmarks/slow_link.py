@@ -8,6 +8,10 @@ preset of ``hyperep bench`` forward and backward, checks that all three agree, a
 how many times faster than the exchange of rows, and the bytes that crossed from one machine to the other, beside what
 theory says must cross in two levels: each token once to each other machine that owns one of its experts, there and
 back, and so its gradient, and the numbers and weights of its choices with it.
+
+    python benchmarks/slow_link.py --shape fine --rate 1gbit --ranks 1 --chunks 4 --timeline wire.svg
+
+adds both with the first exchange in chunks, and how long the wire and the arithmetic take, each alone.
 """
 
 from __future__ import annotations
@@ -31,8 +35,11 @@ from hyperep.bench.apart import Apart
 from hyperep.bench.counting import CountingPlatform, nbytes
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
+from hyperep.bench.program import follow
 from hyperep.bench.shapes import Shape, preset
+from hyperep.bench.timeline_picture import draw_timeline
 from hyperep.bench.timing import interleaved, wait
+from hyperep.bench.way import Way
 from hyperep.exchange import token_input
 from hyperep.mesh import init_device_mesh
 from hyperep.styles import ExpertParallel
@@ -135,6 +142,10 @@ def on_rank(arguments: argparse.Namespace) -> None:
     if arguments.tokens:
         shape = dataclasses.replace(shape, tokens=arguments.tokens)
     found = measure(platform, shape, arguments.nodes, arguments.repetitions, arguments.chunks)
+    if arguments.timeline:
+        followed = follow(platform, shape, Way(chunks=arguments.chunks, timeline=True))
+        if platform.rank == 0:
+            draw_timeline([{"shape": f"{shape.name} over {arguments.rate}", **followed}], Path(arguments.timeline))
     if platform.rank == 0:
         print(json.dumps({"rate": arguments.rate, **found}), flush=True)
     dist.barrier()
@@ -191,6 +202,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="ranks of each")
     parser.add_argument("--rate", default="400mbit", help="of each machine's link, as tc writes it")
     parser.add_argument("--chunks", type=int, default=1, help="parts in which tokens travel, for the ways in chunks")
+    parser.add_argument("--timeline", help="draw what is on the wire, and when ranks compute, in chunks and without")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--deadline", type=float, default=600.0, help="seconds")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)

@@ -18,9 +18,13 @@ def test_bytes_between_machines():
     if reason:
         pytest.skip(reason)
     command = [sys.executable, str(BENCHMARKS / "slow_link.py"), "--tokens", "64", "--repetitions", "1"]
+    command += ["--chunks", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     between = found["bytes_between_nodes"]
     assert between["levels"] == found["bytes_between_nodes_theory"]
     assert between["levels"] < between["tokens"] < between["rows"]
+    # Two ranks of a machine tell two of the other the two counts of two chunks more; in levels one of the other.
+    assert between["chunks"] == between["tokens"] + 2 * 2 * 2 * 2 * 2 * 8
+    assert between["levels in chunks"] == between["levels"] + 2 * 2 * 2 * 2 * 8
