@@ -194,7 +194,8 @@ class Platform(Protocol[T]):
     ) -> T | Work[T]:
         """Send ``input_splits[r]`` rows to each rank ``r`` and receive ``output_splits[r]`` from it, in rank order.
 
-        ``None`` splits evenly. Never recorded by autodiff: counts must not cause a collective in backward.
+        ``None`` splits evenly. Never recorded by autodiff: counts must not cause a collective in backward. Splits that
+        two ranks disagree about are an error on one of them at least.
         """
         ...
 

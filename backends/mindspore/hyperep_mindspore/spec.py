@@ -33,6 +33,8 @@ def hyperep_platform_spec() -> PlatformSpec:
         capabilities=CAPABILITIES,
         launcher="hyperep_mindspore.launcher:launcher",
         expected_failures={
+            "A2A-splits-disagree": "MindSpore does not tell how many rows came; splits that the core makes are "
+            "exchanged first, and cannot disagree",
             "XP-float64-scalars": "the operators of MindSpore's tensors take a Python float as float32; make a "
             "tensor of float64 of it where its digits matter",
         },

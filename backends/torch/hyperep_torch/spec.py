@@ -26,4 +26,8 @@ def hyperep_platform_spec() -> PlatformSpec:
         priority=100,
         capabilities=CAPABILITIES,
         launcher="hyperep_torch.launcher:launcher",
+        expected_failures={
+            "A2A-splits-disagree": "PyTorch's backends do not tell how many rows came; splits that the core makes are "
+            "exchanged first, and cannot disagree",
+        },
     )

@@ -34,4 +34,8 @@ def hyperep_platform_spec() -> PlatformSpec:
         priority=110,
         capabilities=CAPABILITIES,
         launcher="hyperep_torch.launcher:launcher",
+        expected_failures={
+            "A2A-splits-disagree": "HCCL does not tell how many rows came; splits that the core makes are exchanged "
+            "first, and cannot disagree",
+        },
     )

@@ -224,6 +224,35 @@ def a2a_wrong_splits(case: Case) -> None:
 
 
 @requirement(
+    "A2A-splits-disagree",
+    "Where a rank expects more rows than another one sends it, at least one rank raises: no row that nobody sent is "
+    "handed out.",
+    port=PORT,
+    level=Level.OPTIONAL,
+    capabilities=(*_A2A, Capability.ALL_GATHER),
+    needs=("A2A-wrong-splits", "AG-values"),
+    min_ranks=2,
+)
+def a2a_splits_disagree(case: Case) -> None:
+    last, me = case.ranks - 1, case.rank
+    sent, expected = np.full((case.ranks,) * 2, 2), np.full((case.ranks,) * 2, 2)
+    for missing in (1, 2):
+        sent[0, last] = 2 - missing
+        case.note(sent=sent.tolist(), expected=expected.tolist())
+        x = case.tensor(oracle.encoded(me, int(sent[me].sum()), (4,)).astype(np.float32))
+        try:
+            case.host(case.platform.all_to_all_single(x, oracle.received(expected, me), oracle.sent(sent, me)))
+            raised = 0
+        except Exception:
+            raised = 1
+        # All ranks learn of it, and go on together.
+        everyone = case.host(case.platform.all_gather(case.tensor(np.array([raised]))))
+        case.is_true(
+            bool(everyone.any()), f"rank 0 sent rank {last} {missing} rows less than it expected: nobody raised"
+        )
+
+
+@requirement(
     "A2A-large",
     "An exchange of a few megabytes is delivered whole.",
     port=PORT,

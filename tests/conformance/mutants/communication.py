@@ -198,3 +198,20 @@ class RankHangs(LoopbackPlatform):
 class RankDies(LoopbackPlatform):
     def all_reduce(self, x, group=None, op="sum"):
         os._exit(7)
+
+
+@mutant("A2A-splits-disagree")
+class MissingRowsAreZeros(LoopbackPlatform):
+    """The buffer is as large as was expected, and what did not come stays as it was."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        if output_splits is None or async_op:
+            return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+        out = super().all_to_all_single(x, self._mirrored(input_splits, group), input_splits, group)
+        missing = sum(output_splits) - len(out)
+        return np.concatenate([out, np.zeros((max(0, missing), *out.shape[1:]), out.dtype)])[: sum(output_splits)]
+
+    def _mirrored(self, input_splits, group):
+        members = self._members(group)
+        told = self._meet(group, "splits", np.array(input_splits))
+        return [int(t[members.index(self.rank)]) for t in told]
