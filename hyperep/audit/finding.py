@@ -30,8 +30,6 @@ class Smallest:
     ranks: int
     tokens: tuple[tuple[int, ...], ...]
     """Batch by batch (in the order of their names), the number of tokens of each rank."""
-    choices: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...] = ()
-    """Batch by batch, rank by rank, the experts that each token chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ compute alone.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hyperep.audit.claims import Claims
 
-__all__ = ["coarse", "cotangent_like", "tokens_for", "weights_for"]
+__all__ = ["coarse", "cotangent_like", "tokens_for", "weights_for", "weights_of"]
 
 _CHOSEN, _STEP, _SPREAD = 1.6, 0.4, 0.1
 """The logit of the first choice, how much less each further one has, and half of what chance adds. Others are below
@@ -32,9 +32,14 @@ def coarse(x: np.ndarray) -> np.ndarray:
 
 def weights_for(claims: Claims, seed: int) -> dict[str, np.ndarray]:
     """Every weight, whole, by its name."""
-    rng = _generator("weights", seed)
+    return weights_of(claims.shapes, seed)
+
+
+def weights_of(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """The same for weights of these names and shapes."""
+    rng = np.random.default_rng([seed, zlib.crc32(b"weights")])
     found = {}
-    for name, shape in claims.shapes.items():
+    for name, shape in shapes.items():
         if name == "router":
             orthogonal = np.linalg.qr(rng.normal(size=(shape[1], shape[0])))[0].T  # [E, D]
             found[name] = coarse(orthogonal * rng.uniform(0.8, 1.2, size=(shape[0], 1)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.audit.claims import Claims
+from hyperep.audit.shown import Shown
 from hyperep.audit.subject import Call, Mode, NotOffered, Part, Specimen, part_of_rank
 
 __all__ = ["PlatformSubject"]
@@ -59,7 +60,7 @@ class PlatformSubject:
         back = {theirs: ours for ours, theirs in self.names.items()}
         return self.from_layer({back.get(name, name): array for name, array in arrays.items()})
 
-    def script(self) -> str | None:  # noqa: D102
+    def script(self, shown: Shown) -> str | None:  # noqa: D102
         return None
 
 

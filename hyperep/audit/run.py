@@ -4,25 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from hyperep.audit.conclude import Examined, conclude
 from hyperep.audit.examinations import Examination, batches_of, examinations
-from hyperep.audit.expectation import Expectation, expect
 from hyperep.audit.finding import Finding
-from hyperep.audit.inputs import cotangent_like, tokens_for, weights_for
-from hyperep.audit.judge import judge
 from hyperep.audit.judge_state import judge_bits
 from hyperep.audit.observation import Observed
-from hyperep.audit.on_rank import layer_of, subject_of
+from hyperep.audit.on_rank import subject_of
 from hyperep.audit.ranks import Ranks, ranks_of
 from hyperep.audit.report import AuditReport, Line, make_report
+from hyperep.audit.shrink import smallest_of
 from hyperep.audit.subject import NotOffered, Subject
+from hyperep.audit.trial import inputs_for, judged, observe
 
 __all__ = ["audit_on", "check_layer"]
 
@@ -67,7 +64,7 @@ def check_layer(
         with ranks_of(found, reference, ranks, deadline) as world:
             _examine_all(found, world, chosen, seed, everything, lines, progress)
     findings = conclude(found.claims, everything)
-    findings = [_completed(found, finding, seed) for finding in findings]
+    findings = _completed(found, reference, findings, seed, deadline)
     return make_report(
         found, reference, tuple(world_sizes), seed, tuple(only), time.monotonic() - began, lines, findings
     )
@@ -99,34 +96,6 @@ def _examine_all(
             everything.append(examined)
         if progress is not None:
             progress(examination.name, world.ranks, line.outcome)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Inputs:
-    """What the ranks are given in one examination."""
-
-    weights: list[dict[str, np.ndarray]]
-    tokens: dict[str, list[np.ndarray]]
-    cotangents: dict[str, list[np.ndarray]]
-
-
-def inputs_for(
-    subject: Subject, examination: Examination, choices: Mapping[str, Sequence[np.ndarray]], seed: int
-) -> Inputs:
-    """Weights, and tokens that make the choices wanted."""
-    weights = [weights_for(subject.claims, seed + layer) for layer in range(examination.layers)]
-    tokens: dict[str, list[np.ndarray]] = {}
-    cotangents: dict[str, list[np.ndarray]] = {}
-    for batch, each in choices.items():
-        router = weights[int(layer_of(batch))]["router"]
-        same = subject.claims.batch == "shared"
-        labels = [f"{batch} {0 if same else rank}" for rank in range(len(each))]
-        tokens[batch] = [tokens_for(c, router, label, seed) for c, label in zip(each, labels, strict=True)]
-        if examination.name == "duplicates":
-            tokens[batch] = [np.repeat(x[:1], len(x), axis=0) for x in tokens[batch]]
-        pairs = zip(tokens[batch], labels, strict=True)
-        cotangents[batch] = [cotangent_like(x, label, seed) for x, label in pairs]
-    return Inputs(weights=weights, tokens=tokens, cotangents=cotangents)
 
 
 def _examine(subject: Subject, world: Ranks, examination: Examination, seed: int) -> tuple[Examined | None, Line]:
@@ -168,54 +137,6 @@ def _why_not(subject: Subject, examination: Examination, impossible: bool, ranks
     return ""
 
 
-def observe(world: Ranks, examination: Examination, inputs: Inputs, seed: int) -> Observed:
-    """Have the ranks carry out the examination."""
-    folder = tempfile.mkdtemp(prefix="hyperep-audit-")
-    try:
-        return world.observe(
-            actions=examination.actions,
-            weights=[_float32(w) for w in inputs.weights],
-            tokens={batch: [x.astype(np.float32) for x in each] for batch, each in inputs.tokens.items()},
-            cotangents={batch: [x.astype(np.float32) for x in each] for batch, each in inputs.cotangents.items()},
-            seed=seed,
-            folder=folder,
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def judged(subject: Subject, examination: Examination, inputs: Inputs, observed: Observed) -> Examined:
-    """Compare with the reference.
-
-    Raises:
-        NotOffered: the optimizer is none that the reference has.
-    """
-    claims = subject.claims
-    optimizer = observed.found[0].get("optimizer") if observed.found else None
-    ended = observed.outcome == "done"
-    actions = examination.actions if ended else [a for a in examination.actions if a[0] in ("forward", "backward")]
-    expectation: Expectation = expect(
-        claims,
-        actions,
-        inputs.weights,
-        inputs.tokens,
-        inputs.cotangents,
-        optimizer,  # type: ignore[arg-type]
-    )
-    given = {batch: [x.astype(np.float32) for x in each] for batch, each in inputs.tokens.items()}
-    return Examined(
-        examination=examination,
-        ranks=observed.ranks,
-        expectation=expectation,
-        deviations=tuple(judge(claims, expectation, given, observed, subject.canonical)),
-        ended=ended,
-    )
-
-
-def _float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-
 def _flat(observed: Observed) -> dict[str, np.ndarray]:
     """Every array that was observed, by a name for people."""
     found: dict[str, np.ndarray] = {}
@@ -231,5 +152,17 @@ def _flat(observed: Observed) -> dict[str, np.ndarray]:
     return found
 
 
-def _completed(subject: Subject, finding: Finding, seed: int) -> Finding:
-    return finding
+def _completed(
+    subject: Subject, reference: str | None, findings: Sequence[Finding], seed: int, deadline: float
+) -> list[Finding]:
+    """Findings with the smallest input that shows them, and a script."""
+    found: dict[int, Finding] = {}
+    least = [min((s.ranks for s in f.seen if s.ranks > 1), default=f.seen[0].ranks) for f in findings]
+    for ranks in sorted(set(least)):
+        with ranks_of(subject, reference, ranks, deadline) as world:
+            for number, finding in enumerate(findings):
+                if least[number] == ranks:
+                    smallest, shown = smallest_of(subject, world, finding, seed)
+                    script = subject.script(shown)
+                    found[number] = dataclasses.replace(finding, smallest=smallest, script=script)
+    return [found[number] for number in range(len(findings))]

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from hyperep.audit.claims import Claims
+from hyperep.audit.shown import Shown
 
 __all__ = ["Call", "Mode", "NotOffered", "Part", "Specimen", "Subject", "part_of_rank"]
 
@@ -134,8 +135,8 @@ class Subject(Protocol):
         """Whole arrays, by the layer's names and in its layout, to the names and shapes of :attr:`Claims.shapes`."""
         ...
 
-    def script(self) -> str | None:
-        """Source of a function ``build(rank, ranks, weights)`` for scripts that do without this package."""
+    def script(self, shown: Shown) -> str | None:
+        """A program that shows a finding without this package; ``None`` where the subject cannot be written down."""
         ...
 
 

@@ -2,7 +2,8 @@
 """The pytest side of the suite. Loaded by every pytest run, so it imports nothing of the suite until it is asked to.
 
 ``pytest --pyargs hyperep.conformance --hyperep-platform=NAME --hyperep-world-size=1,2,4 --hyperep-report=FILE.json``
-makes one test of each requirement in each world; see ``test_platform.py`` beside this file.
+makes one test of each requirement in each world; see ``test_platform.py`` beside this file. The options are those of
+the audit too: ``pytest --pyargs hyperep.audit --hyperep-audit=module:name``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ session_key: pytest.StashKey[SuiteSession] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the suite's options."""
     group = parser.getgroup("hyperep", "conformance of hyperep platforms")
+    group.addoption("--hyperep-audit", metavar="MODULE:NAME", help="layer to check with --pyargs hyperep.audit")
     group.addoption("--hyperep-platform", metavar="NAME", help="platform to check with --pyargs hyperep.conformance")
     group.addoption("--hyperep-world-size", metavar="N,...", default="1,2,4", help="numbers of ranks (default: 1,2,4)")
     group.addoption("--hyperep-report", metavar="FILE", help="write the report there, as JSON")

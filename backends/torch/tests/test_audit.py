@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import audited
 import pytest
 from ranks import OnCpu
 
+from hyperep.audit import check_layer
 from hyperep.audit.examinations import examinations
 from hyperep.audit.ranks import PooledRanks
 from hyperep.audit.run import audit_on
@@ -54,3 +58,29 @@ def test_a_deadlock_ends_with_the_place_of_every_rank(pool):
     assert word in findings[0].condition
     assert [place.partition(":")[0] for place in findings[0].places] == ["rank 0", "rank 1"]
     assert any("audit_layer.py" in place for place in findings[0].places), findings[0].places
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "audit_layer.py"
+
+
+def test_a_script_shows_it_without_this_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("HYPEREP_TORCH_DEVICE", "cpu")
+    text = EXAMPLE.read_text()
+    wrong = text.replace(
+        "weight.grad)\n\n\ndef norm", "weight.grad)\n    layer.w2.grad *= dist.get_world_size()\n\n\ndef norm"
+    )
+    assert wrong != text
+    (tmp_path / "wrong_layer.py").write_text(wrong)
+    (finding,) = check_layer("wrong_layer:subject", (2,), only=("balanced",)).findings
+    assert (finding.cause, finding.where, finding.quantities) == ("scaled", "weight", ("experts",))
+    assert "import hyperep" not in finding.script
+    assert "from hyperep" not in finding.script
+    script = tmp_path / "shows.py"
+    script.write_text(finding.script)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("WRONG gradient of w2")]) == 2, done.stdout
+    assert not [line for line in lines if line.startswith("WRONG") and "w2" not in line], done.stdout
+    assert all(line.endswith("2.0000") for line in lines if line.startswith("WRONG"))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hyperep.audit.claims import Claims
+from hyperep.audit.shown import Shown
 from hyperep.audit.subject import Specimen
 from hyperep_torch.audit.script import script_of
 from hyperep_torch.audit.specimen import ModuleSpecimen
@@ -90,5 +91,5 @@ class ModuleSubject:
     def canonical(self, arrays: Arrays) -> Arrays:  # noqa: D102
         return self.from_layer(arrays)
 
-    def script(self) -> str | None:  # noqa: D102
-        return script_of(self)
+    def script(self, shown: Shown) -> str | None:  # noqa: D102
+        return script_of(self, shown)
