@@ -29,6 +29,7 @@ REQUIREMENT_MODULES = (
     "dispatching",
     "tokens",
     "styles",
+    "native",
     "precision",
     "sizes",
     "ownership",

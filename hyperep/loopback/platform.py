@@ -24,9 +24,11 @@ from hyperep.sharding import ShardedTensor, Sharding
 __all__ = ["CAPABILITIES", "LoopbackPlatform", "LoopbackWork"]
 
 CAPABILITIES: Mapping[Capability, Support] = {
-    capability: Support.FULL for capability in Capability if capability not in (Capability.FLOAT16, Capability.BFLOAT16)
+    capability: Support.FULL
+    for capability in Capability
+    if capability not in (Capability.FLOAT16, Capability.BFLOAT16, Capability.NATIVE_TRAINING)
 }
-"""NumPy has no bfloat16, and its float16 products are too slow and too coarse to be an oracle."""
+"""NumPy has no bfloat16, and its float16 products are too slow and too coarse to be an oracle. It trains nothing."""
 
 Group = tuple[int, ...]
 

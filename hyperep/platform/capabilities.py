@@ -41,6 +41,9 @@ class Capability(enum.Enum):
     SHARDED_PARAMETERS = "sharded_parameters"
     THREADS = "threads"
     """Collectives of different groups may be issued from several threads of one rank."""
+    NATIVE_TRAINING = "native_training"
+    """The framework has a backward, optimizers and saved state of its own, and the platform's ``native_training`` tells
+    the suite how they are called (:class:`hyperep.conformance.native.NativeTraining`)."""
     FLOAT64 = "float64"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"

@@ -19,6 +19,7 @@ from hyperep_mindspore.array_namespace import ArrayNamespace
 from hyperep_mindspore.collectives import MindSporeWork
 from hyperep_mindspore.groups import Group, new_group, world_group
 from hyperep_mindspore.kernels import kernels_of
+from hyperep_mindspore.native import NativeTraining
 from hyperep_mindspore.probe import is_emulated
 from hyperep_mindspore.spec import CAPABILITIES
 from hyperep_mindspore.world import World, join_world
@@ -193,6 +194,11 @@ class MindSporePlatform(PlatformBase[Tensor]):
         self, function: Callable[..., Any], *primals: Tensor, parameters: Sequence[Parameter] = ()
     ) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
         return autodiff.vjp(function, *primals, parameters=parameters)
+
+    @property
+    def native_training(self) -> NativeTraining:
+        """MindSpore's own gradients, optimizer and state, for the conformance suite; no member of the protocol."""
+        return NativeTraining()
 
     # -------------------------------------------------------------------------------------------- as a value
     def __deepcopy__(self, memo: object) -> MindSporePlatform:

@@ -26,6 +26,7 @@ from hyperep_torch.collectives import TorchWork
 from hyperep_torch.device import lies_on
 from hyperep_torch.instruments import Instruments
 from hyperep_torch.local_parts import local_part
+from hyperep_torch.native import NativeTraining
 from hyperep_torch.opened import mark_shard
 from hyperep_torch.spec import CAPABILITIES
 from hyperep_torch.world import World, join_world
@@ -246,7 +247,12 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     ) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
         return autodiff.vjp(function, *primals, parameters=parameters)
 
-    # ------------------------------------------------------------------------------------------- measuring
+    # --------------------------------------------------------------------------- what is no member of the protocol
+    @property
+    def native_training(self) -> NativeTraining:
+        """PyTorch's own backward, optimizer and state, for the conformance suite."""
+        return NativeTraining()
+
     @property
     def instruments(self) -> Instruments:
         """What ``hyperep bench`` can learn here about memory; no member of the protocol."""

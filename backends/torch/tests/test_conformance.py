@@ -9,6 +9,7 @@ import pytest
 import torch
 from hyperep_torch.launcher import TorchLauncher
 from hyperep_torch.platform import TorchPlatform
+from native_faults import NATIVE_FAULTS
 
 from hyperep.conformance.suite import check_platform, check_target, find_target
 from hyperep.conformance.target import Target
@@ -115,7 +116,7 @@ class NarrowWeights(TorchPlatform):
 
 
 _FAULTS = (Detached, ZeroRowsWithoutHistory, ReducedInPlace, RankDies, RankHangs)
-FAULTS = {c.__name__: c for c in (*_FAULTS, NarrowSums, NarrowPartialSums, NarrowWeights)}
+FAULTS = {c.__name__: c for c in (*_FAULTS, NarrowSums, NarrowPartialSums, NarrowWeights)} | NATIVE_FAULTS
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,12 @@ FAULTS = {c.__name__: c for c in (*_FAULTS, NarrowSums, NarrowPartialSums, Narro
         ("NarrowSums", "SUM-rows-bfloat16", "must be 264", 1),
         ("NarrowPartialSums", "TOKENS-bfloat16", "must be 258", 4),
         ("NarrowWeights", "SUM-rows-bfloat16-weights", "must be 0.5", 1),
+        ("RecordedForVjpAlone", "NATIVE-backward", "own gradient of input 0", 1),
+        ("ParametersAreCopies", "NATIVE-backward", "gives parameter 0 no gradient", 1),
+        ("BuffersNotSaved", "NATIVE-state", "saved are", 1),
+        ("BuffersCountBackwards", "NATIVE-backward", "output, time 1", 1),
+        ("WeightsReadWhenAssigned", "NATIVE-optimizer", "same values were assigned", 1),
+        ("GradientsLeftBehind", "NATIVE-backward", "own gradient of parameter", 1),
     ],
 )
 def test_a_fault_is_found_by_the_requirement_that_names_it(fault, requirement, says, ranks):
