@@ -43,7 +43,7 @@ def list_requirements(
 @conformance.command()
 def run(
     platform: Annotated[str, typer.Option(help="Name of an installed platform.")],
-    world_size: Annotated[str, typer.Option(help="Numbers of ranks, such as 1,2,4.")] = "1,2,4",
+    world_size: Annotated[str, typer.Option(help="Numbers of ranks, such as 1,2,3,4.")] = "1,2,3,4",
     report: Annotated[Path | None, typer.Option(help="Write the report there, as JSON.")] = None,
     only: Annotated[
         list[str] | None,
@@ -59,7 +59,7 @@ def run(
     try:
         sizes = [int(part) for part in world_size.split(",")]
     except ValueError:
-        raise ValueError(f"--world-size {world_size}: give numbers of ranks such as 1,2,4") from None
+        raise ValueError(f"--world-size {world_size}: give numbers of ranks such as 1,2,3,4") from None
     if report is not None:
         require_writable_file(report, "--report")
     with set_aside() as probing:  # what a framework says while it is imported here

@@ -80,5 +80,5 @@ def _world_sizes(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise pytest.UsageError(f"--hyperep-world-size={text}: give numbers of ranks such as 1,2,4")
+        raise pytest.UsageError(f"--hyperep-world-size={text}: give numbers of ranks such as 1,2,3,4")
     return sizes

@@ -15,7 +15,7 @@ __all__ = ["SCHEMA", "WORLD_SIZES", "Report", "Result", "badness", "merged"]
 
 SCHEMA = 2
 """Version of the JSON's form. Form 1 lacks the date, the selection and the number of requirements, and is read too."""
-WORLD_SIZES = (1, 2, 4)
+WORLD_SIZES = (1, 2, 3, 4)
 """Numbers of ranks of a whole run."""
 
 

@@ -48,7 +48,7 @@ def verdict(id, outcomes, **supports):
 
 @pytest.fixture(scope="module")
 def loopback():
-    return check_platform("loopback", (1, 2, 4))
+    return check_platform("loopback", (1, 2, 3, 4))
 
 
 def test_the_reference_platform_conforms(loopback):
@@ -231,7 +231,7 @@ def test_what_passes_once_is_caught_by_running_it_again():
     (worst,) = (r for r in often.results if r.verdict is Verdict.FAILED)
     assert re.match(r"in 3 of 6 runs: ", worst.message)
     assert (once.repeat, often.repeat) == (1, 6)
-    assert "world size 1 (2, 4 not run) on cpu, run 6 times, " in summary(often)
+    assert "world size 1 (2, 3, 4 not run) on cpu, run 6 times, " in summary(often)
     assert "--repeat 20" in summary(often)
     with pytest.raises(ValueError, match="repeat=0"):
         check_target(moody, [1], repeat=0)
@@ -297,7 +297,7 @@ def test_a_part_of_the_suite_is_no_verdict(tmp_path):
     assert set(report.ran) > set(report.asked)
     line = summary(report).splitlines()[-1]
     assert "conform" not in line
-    assert f"at world size 1, 2 (4 not run) on cpu, {len(HOST_IDS) + 1} of {whole} asked for: passed" in line
+    assert f"at world size 1, 2 (3, 4 not run) on cpu, {len(HOST_IDS) + 1} of {whole} asked for: passed" in line
     path = tmp_path / "report.json"
     report.save(path)
     data = json.loads(path.read_text())
@@ -309,8 +309,8 @@ def test_a_part_of_the_suite_is_no_verdict(tmp_path):
     assert (wrong.passed, wrong.conforms) == (False, None)
     assert f"1 of {whole} asked for: not passed" in summary(wrong)
     text = as_markdown([report, wrong])
-    assert f"| 1, 2 (4 not run) | partial: {len(HOST_IDS) + 1} of {whole} asked for: passed |" in text
-    assert f"| 2 (1, 4 not run) | partial: 1 of {whole} asked for: not passed |" in text
+    assert f"| 1, 2 (3, 4 not run) | partial: {len(HOST_IDS) + 1} of {whole} asked for: passed |" in text
+    assert f"| 2 (1, 3, 4 not run) | partial: 1 of {whole} asked for: not passed |" in text
     assert "conform" not in text
     assert [p["class"] for p in data_of(as_html([report, wrong]))["platforms"]] == ["partial", "partial"]
 
@@ -329,11 +329,11 @@ def test_pytest_was_confined_to_what_ran_in_every_world():
 
 
 def test_what_a_whole_run_left_out_is_named(loopback):
-    assert summary(loopback).splitlines()[-1].startswith("loopback conforms at world size 1, 2, 4 on cpu: ")
+    assert summary(loopback).splitlines()[-1].startswith("loopback conforms at world size 1, 2, 3, 4 on cpu: ")
     two = tuple(r for r in loopback.results if r.ranks == 2 and r.id != "HOST-several")
     older = Report(**{**vars(loopback), "world_sizes": (2,), "results": two})
-    assert "loopback conforms at world size 2 (1, 4 not run) on cpu" in summary(older)
-    assert "| 2 (1, 4 not run) | conforms, 1 not run |" in as_markdown([older])
+    assert "loopback conforms at world size 2 (1, 3, 4 not run) on cpu" in summary(older)
+    assert "| 2 (1, 3, 4 not run) | conforms, 1 not run |" in as_markdown([older])
     assert [p["class"] for p in data_of(as_html([loopback, older]))["platforms"]] == ["passed", "partial"]
 
 
@@ -422,7 +422,7 @@ def test_the_command_line(tmp_path, capsys):
     report = tmp_path / "r.json"
     code = run_cli("run", "--platform", "loopback", "--world-size", "1,2", "--only", "HOST", "--report", str(report))
     assert code == 0
-    assert f"loopback at world size 1, 2 (4 not run) on cpu, {len(HOST_IDS)} of " in capsys.readouterr().out
+    assert f"loopback at world size 1, 2 (3, 4 not run) on cpu, {len(HOST_IDS)} of " in capsys.readouterr().out
     assert run_cli("matrix", str(report)) == 0
     assert "| `HOST-roundtrip` | ✓ |" in capsys.readouterr().out
     assert run_cli("matrix", str(report), "--html", str(tmp_path / "m.html")) == 0

@@ -17,7 +17,7 @@ from hyperep.conformance.text import summary
 from hyperep.conformance.verdict import Verdict
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_platform_conforms(ranks):
     report = check_platform("torch", (ranks,))
     assert report.conforms, summary(report, details=True)

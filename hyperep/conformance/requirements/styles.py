@@ -390,24 +390,29 @@ def _layers(case: Case, top_k: int) -> tuple[Any, Any]:
     return whole, sharded
 
 
+def _layers_agree(case: Case, top_k: int, tokens: int) -> None:
+    """Demand that both layers do the same with so many tokens of this rank, in output and all gradients."""
+    platform = case.platform
+    whole, sharded = _layers(case, top_k)
+    x, g = (4 * case.normal((tokens, _DIM), n, case.rank) for n in (1, 2))
+    # Each rank runs the whole layer on its own tokens; weight gradients are then summed over the ranks.
+    runs = []
+    for layer in (whole, sharded):
+        handles = platform.parameters(layer)
+        runs.append((handles, *case.gradients(lambda x, m=layer: m(x), [x], g, list(handles.values()))))
+    (names, out, (gx, *gw)), (handles, sharded_out, (sharded_gx, *sharded_gw)) = runs
+    case.close(sharded_out, out, "output", _TOLERANCE)
+    case.close(sharded_gx, gx, "gradient of the input", _TOLERANCE)
+    for name, want, got in zip(names, gw, sharded_gw, strict=True):
+        sharding = platform.sharding(handles[name])
+        if sharding is not None:
+            want = case.host(platform.all_reduce(case.tensor(want)))[sharding.local_slices(want.shape)]
+        case.close(got, want, f"gradient of {name}", _TOLERANCE)
+
+
 def _layer_parity(top_k: int) -> Requirement:
     def check(case: Case) -> None:
-        platform = case.platform
-        whole, sharded = _layers(case, top_k)
-        x, g = (4 * case.normal((7, _DIM), n, case.rank) for n in (1, 2))
-        # Each rank runs the whole layer on its own tokens; weight gradients are then summed over the ranks.
-        runs = []
-        for layer in (whole, sharded):
-            handles = platform.parameters(layer)
-            runs.append((handles, *case.gradients(lambda x, m=layer: m(x), [x], g, list(handles.values()))))
-        (names, out, (gx, *gw)), (handles, sharded_out, (sharded_gx, *sharded_gw)) = runs
-        case.close(sharded_out, out, "output", _TOLERANCE)
-        case.close(sharded_gx, gx, "gradient of the input", _TOLERANCE)
-        for name, want, got in zip(names, gw, sharded_gw, strict=True):
-            sharding = platform.sharding(handles[name])
-            if sharding is not None:
-                want = case.host(platform.all_reduce(case.tensor(want)))[sharding.local_slices(want.shape)]
-            case.close(got, want, f"gradient of {name}", _TOLERANCE)
+        _layers_agree(case, top_k, 7)
 
     return requirement(
         f"MOE-top{top_k}",
@@ -431,17 +436,16 @@ MOE_PARITY = (_layer_parity(1), _layer_parity(2))
 
 @requirement(
     "MOE-no-tokens",
-    "A rank without tokens takes part in forward and backward of a layer.",
+    "A rank without tokens takes part in forward and backward of a layer, whichever it is: outputs and all gradients "
+    "are those of the unsharded layer, on the other ranks too.",
     port=PORT,
     capabilities=(*_EP, Capability.ALL_REDUCE),
     needs=("MOE-top1",),
 )
 def no_tokens(case: Case) -> None:
-    _, sharded = _layers(case, 1)
-    x = case.normal((0 if case.rank == 0 else 5, _DIM), 1, case.rank)
-    handles = list(case.platform.parameters(sharded).values())
-    out, (gx, *_) = case.gradients(lambda x: sharded(x), [x], np.ones_like(x), handles)
-    case.is_true(out.shape == x.shape and gx.shape == x.shape, f"shapes are {out.shape} and {gx.shape}")
+    for idle in (*range(case.ranks), None):
+        case.note(idle="all" if idle is None else idle)
+        _layers_agree(case, 1, 0 if idle in (case.rank, None) else 5)
 
 
 # ----------------------------------------------------------------------------------- TensorParallel and both together

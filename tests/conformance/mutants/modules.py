@@ -52,6 +52,17 @@ class GradientsOutOfOrder(LoopbackPlatform):
         return outputs, pullback
 
 
+@mutant("MOE-no-tokens", says="gradient of")
+class NothingInNothingOut(LoopbackPlatform):
+    """A rank without tokens takes all gradients of a layer for zero, also those that others' tokens made."""
+
+    def vjp(self, function, *primals, parameters=()):
+        outputs, pullback = super().vjp(function, *primals, parameters=parameters)
+        if len(parameters) != 4 or len(primals[0]):
+            return outputs, pullback
+        return outputs, lambda *c: tuple(np.zeros_like(g) for g in pullback(*c))
+
+
 @mutant("SHARD-parameter")
 class ShardingForgotten(LoopbackPlatform):
     def shard_parameter(self, module, name, local, sharding):
