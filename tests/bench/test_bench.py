@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark itself: what it measures, that it compares equals, and its command."""
 
+import dataclasses
 import io
 import json
 import os
@@ -200,8 +201,15 @@ def test_points_of_a_sweep_vary_one_thing(sweep):
         for value in SWEEPS[sweep]:
             one, spread = (n for (v, _), n in received.items() if v == value)
             assert abs(one - spread) < 0.02 * one
-    else:
-        assert all(point.shape.rows * point.ranks == 24576 for point in found if sweep not in ("tokens", "top-k"))
+        return
+    base, field = PRESETS["fine"], {"experts": "experts", "top-k": "top_k"}.get(sweep, "tokens")
+    for point in found:
+        differing = {f.name for f in dataclasses.fields(base) if getattr(point.shape, f.name) != getattr(base, f.name)}
+        assert differing <= {field}
+        # The rows of all ranks are those of the base, unless they are what is varied.
+        varied = {"tokens": point.value / base.tokens, "top-k": point.value / base.top_k}.get(sweep, 1)
+        assert point.shape.rows * point.ranks == 24576 * varied
+    assert len({(point.shape, point.ranks) for point in found}) == len(SWEEPS[sweep])
 
 
 def test_command_prints_json(capsys):

@@ -36,7 +36,7 @@ def test_expert_parallelism_works_forward_and_backward_where_no_framework_can_be
         "router.gate",
     }
     assert max(report["errors"].values()) < 1e-5, report["errors"]
-    assert report["imported"] == []
+    assert report["asked_for"] == []
 
 
 LIST_FRAMEWORKS = """

@@ -2,7 +2,7 @@
 """A program for a process in which no framework can be imported: list the platforms, then train a step on loopback.
 
 Prints one line of JSON: the states of the platforms, the largest relative errors of expert parallelism over four ranks
-against the unsharded layer, and which frameworks were imported all the same.
+against the unsharded layer, and the imports of frameworks that this step tried.
 """
 
 import contextlib
@@ -75,9 +75,24 @@ def errors():
     return {name: float(np.abs(got - want).max() / np.abs(want).max()) for name, (got, want) in pairs.items()}
 
 
+class Missing:
+    """Frameworks are not installed; which of them were asked for is noted."""
+
+    def __init__(self):
+        self.asked_for = []
+
+    def find_spec(self, name, path=None, target=None):
+        """Have an import of a framework fail, and leave all others to the other finders."""
+        if name.partition(".")[0] in FRAMEWORKS:
+            self.asked_for.append(name)
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 if __name__ == "__main__":
-    for framework in FRAMEWORKS:
-        sys.modules[framework] = None  # an import of it fails as if it were not installed
-    report = {"states": states(), "errors": errors()}
-    report["imported"] = sorted(name for name in FRAMEWORKS if sys.modules[name] is not None)
+    missing = Missing()
+    sys.meta_path.insert(0, missing)
+    report = {"states": states()}
+    missing.asked_for.clear()  # the probes of the backends that are installed look for their frameworks
+    report["errors"] = errors()
+    report["asked_for"] = missing.asked_for
     print(json.dumps(report))

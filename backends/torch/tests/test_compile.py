@@ -27,10 +27,20 @@ def _compiled_and_not(platform, dtype="float32"):
         gradients = torch.autograd.grad(out, [x, *layer.parameters()], cotangent)
         return [out, *(g.to_local() if isinstance(g, DTensor) else g for g in gradients)]
 
-    plain = results(layer)
     torch._dynamo.reset()
-    compiled = results(torch.compile(layer, backend="eager"))
-    return max(((a - b).norm() / b.norm()).item() for a, b in zip(compiled, plain, strict=True))
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    compiled, worst = torch.compile(layer, backend="aot_eager"), 0.0
+    for scale in (1.0, -0.5):
+        # What was traced the first time must not be what is computed the second time.
+        with torch.no_grad():
+            x.mul_(scale)
+            for parameter in layer.parameters():
+                parameter.mul_(scale)
+        pairs = zip(results(compiled), results(layer), strict=True)
+        worst = max(worst, *(((a - b).norm() / b.norm()).item() for a, b in pairs))
+    assert counters["unique_graphs"], "nothing was compiled"
+    return worst
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
