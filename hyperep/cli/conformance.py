@@ -19,7 +19,7 @@ from hyperep.conformance.report import Report, Result
 from hyperep.conformance.suite import check_target
 from hyperep.conformance.target import find_target
 from hyperep.conformance.text import listing, summary
-from hyperep.conformance.verdict import CONFORMING
+from hyperep.conformance.verdict import CONFORMING, Verdict
 from hyperep.writable import require_writable_file
 
 __all__ = ["conformance"]
@@ -112,5 +112,6 @@ def diff(
 
 
 def _show(result: Result) -> None:
-    """A sign for each result, so that one sees that something goes on."""
-    print("." if result.verdict in CONFORMING else "F", end="", file=sys.stderr, flush=True)
+    """A sign for each result, so that one sees that something goes on: ``b`` for what waits for another one."""
+    sign = "." if result.verdict in CONFORMING else "b" if result.verdict is Verdict.BLOCKED else "F"
+    print(sign, end="", file=sys.stderr, flush=True)

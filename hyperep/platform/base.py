@@ -146,7 +146,11 @@ class PlatformBase(ABC, Generic[T]):
         self.to_host(self.all_reduce(self.xp.zeros((1,), dtype=self.xp.int32), group))
 
     def stop_gradient(self, x: T) -> T:  # noqa: D102
-        return self.custom_vjp(lambda x: (_copied(self.xp, x), ()), lambda residuals, cotangents, needed: (None,))(x)
+        # Zeros where a gradient is needed, as for every backward: some tapes crash on one that is absent.
+        return self.custom_vjp(
+            lambda x: (_copied(self.xp, x), ()),
+            lambda residuals, cotangents, needed: (self.xp.zeros_like(cotangents[0]) if needed[0] else None,),
+        )(x)
 
     def from_local(self, local: T, sharding: Sharding) -> Any:  # noqa: D102
         from hyperep.sharding import ShardedTensor

@@ -109,9 +109,15 @@ def vjp_empty(case: Case) -> None:
 )
 def stop_gradient(case: Case) -> None:
     x, g = case.normal((3, 2), 0), case.normal((3, 2), 1)
-    out, (gradient,) = case.gradients(lambda x: x * case.platform.stop_gradient(x), [x], g)
-    case.close(out, x * x, "output")
-    case.close(gradient, g * x, "gradient")
+    # Of an input, and of what has a history of its own, as in a softmax.
+    for factor, where in ((1.0, "an input"), (2.0, "an intermediate result")):
+
+        def function(x: Any, factor: float = factor) -> Any:
+            return x * case.platform.stop_gradient(x if factor == 1.0 else x * factor)
+
+        out, (gradient,) = case.gradients(function, [x], g)
+        case.close(out, x * x * factor, f"output, stopped at {where}")
+        case.close(gradient, g * x * factor, f"gradient, stopped at {where}")
 
 
 @requirement(
