@@ -45,6 +45,14 @@ def train(
     tp: Annotated[int | None, _option("tp", "Ranks that slice one expert, with style tp or etp.")] = None,
     out: Annotated[str | None, _option("out", "Directory for metrics, pictures, report and checkpoint.")] = None,
     save_every: Annotated[int | None, _option("save_every", "Steps between checkpoints; 0: one, at the end.")] = None,
+    record_trace: Annotated[
+        bool | None,
+        typer.Option(
+            "--record-trace/--no-record-trace",
+            help="Leave trace.npz, the experts of all tokens: for hyperep bench --workload trace.",
+            show_default="no",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the directory.")] = False,
     resume: Annotated[str | None, typer.Option(help="Go on from the checkpoint in the directory of this run.")] = None,
     timeout: Annotated[
@@ -70,7 +78,14 @@ def train(
         **{"steps": steps, "experts": experts, "top_k": top_k, "dim": dim, "layers": layers, "heads": heads},
         **{"batch_tokens": batch_tokens, "seq_len": seq_len, "lr": lr, "balance": balance, "seed": seed},
         **{"dtype": dtype, "text": text},
-        **{"style": style, "tp": tp, "out": out, "save_every": save_every, "verify": verify or None},
+        **{
+            "style": style,
+            "tp": tp,
+            "out": out,
+            "save_every": save_every,
+            "record_trace": record_trace,
+            "verify": verify or None,
+        },
         **{"overwrite": overwrite or None},
     }
     settings = settings_for({name: value for name, value in options.items() if value is not None}, resume)

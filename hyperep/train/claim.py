@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hyperep.train import checkpoint, manifest, metrics
+from hyperep.train import checkpoint, manifest, metrics, recorder
 from hyperep.train.durable import make_directory
 from hyperep.train.manifest import Manifest
 from hyperep.writable import require_writable_folder
@@ -19,8 +19,8 @@ from hyperep.writable import require_writable_folder
 __all__ = ["PAGE", "PICTURES", "check_claim", "claimed", "run_id"]
 
 PAGE = "report.html"
-PICTURES = ("loss.png", "expert_load.png")
-"""What a run leaves besides its metrics and its checkpoint."""
+PICTURES = ("loss.png", "expert_load.png", "rank_load.png")
+"""What a run leaves besides its metrics, its trace and its checkpoint."""
 
 _UNKNOWN = "unknown"
 """Stands for the id of a run that cannot be read."""
@@ -102,7 +102,7 @@ def _clear(out: Path, run: str) -> None:
     if "metrics" in others:
         (out / metrics.FILE_NAME).unlink()
     if others:
-        for name in (*PICTURES, PAGE):
+        for name in (*PICTURES, PAGE, recorder.FILE_NAME):
             (out / name).unlink(missing_ok=True)
 
 

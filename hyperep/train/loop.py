@@ -22,10 +22,12 @@ from hyperep.train.batches import global_batch
 from hyperep.train.claim import claimed, run_id
 from hyperep.train.environment import describe_environment
 from hyperep.train.inputs import read_inputs
+from hyperep.train.load import load_by_layer
 from hyperep.train.metrics import MetricsWriter, record_of
 from hyperep.train.outputs import write_outputs
 from hyperep.train.precision import choose_dtype
 from hyperep.train.progress import show_progress
+from hyperep.train.recorder import Recorder
 from hyperep.train.settings import Settings
 from hyperep.train.summary import summarize
 from hyperep.train.text import Text
@@ -66,11 +68,14 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
         rank_0 = platform.rank == 0
         writer = agreed(platform, lambda: stack.enter_context(_metrics(out, run, chosen, records)) if rank_0 else None)
         show = stack.enter_context(show_progress(chosen.steps, state.step)) if rank_0 else None
+        recorder = Recorder(out, chosen.experts, inputs.trace)
         reference = Reference(platform, chosen, state) if chosen.verify else None
 
         def save() -> None:
             if writer is not None:
                 writer.sync()
+            if chosen.record_trace:
+                agreed(platform, recorder.write if rank_0 else lambda: None)
             directory = out / checkpoint.DIRECTORY
             checkpoint.save(directory, platform, state, chosen, run=run, text=inputs.text.digest)
 
@@ -96,11 +101,13 @@ def main(platform: Platform[Any], settings: Mapping[str, Any]) -> dict[str, Any]
             began = time.perf_counter()
             state = take_step(platform, chosen, state, gradients)
             seconds += time.perf_counter() - began
-            record = record_of(run, state.step, gradients.result, chosen.batch_tokens / seconds)
+            figures = load_by_layer(chosen, gradients.result)
+            record = record_of(run, state.step, gradients.result, chosen.batch_tokens / seconds, figures)
             if reference is not None:
                 record["reference_loss"] = reference.step(batch, state, gradients.result)
             records.append(record)
             if writer is not None and show is not None:
+                recorder.add(state.step, gradients.result.choices)
                 writer.write(record)
                 show(record)
             step_done()

@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hyperep.exchange.load import LoadFigures
 from hyperep.train.durable import write_durably
 from hyperep.train.trainer import StepResult
 
-__all__ = ["FILE_NAME", "MetricsWriter", "imbalance", "read_metrics", "record_of"]
+__all__ = ["FILE_NAME", "MetricsWriter", "imbalance", "rank_imbalance", "read_metrics", "record_of"]
 
 FILE_NAME = "metrics.jsonl"
 
 Record = dict[str, Any]
 
 
-def record_of(run: str, step: int, result: StepResult, tokens_per_second: float) -> Record:
+def record_of(
+    run: str, step: int, result: StepResult, tokens_per_second: float, figures: Sequence[LoadFigures]
+) -> Record:
     """What is written about a step of the run of that id.
 
     ``expert_load`` is the rows that each expert got, over all ranks and summed over layers; ``layer_load`` is the same
-    for each layer.
+    for each layer, and ``load`` the figures of :class:`hyperep.exchange.load.LoadFigures` for each layer.
     """
     return {
         "run": run,
@@ -32,6 +35,7 @@ def record_of(run: str, step: int, result: StepResult, tokens_per_second: float)
         "tokens_per_s": round(tokens_per_second, 1),
         "expert_load": result.expert_load.sum(axis=0).tolist(),
         "layer_load": result.expert_load.tolist(),
+        "load": [layer.as_dict() for layer in figures],
         "gradient_norm": result.gradient_norm,
     }
 
@@ -39,6 +43,11 @@ def record_of(run: str, step: int, result: StepResult, tokens_per_second: float)
 def imbalance(record: Record) -> float:
     """The load of the busiest expert of a layer over the layer's mean, in the worst layer; 1 is perfect balance."""
     return max(max(load) * len(load) / sum(load) for load in record["layer_load"])
+
+
+def rank_imbalance(record: Record) -> float | None:
+    """The same of the busiest rank; ``None`` in a record of a version that did not write it."""
+    return max((layer["rank_max_over_mean"] for layer in record.get("load", ())), default=None)
 
 
 class MetricsWriter:

@@ -33,7 +33,7 @@ def write_outputs(
     parameters: int,
     environment: Mapping[str, str],
 ) -> str | None:
-    """Write ``loss.png``, ``expert_load.png`` and ``report.html`` to *out*; on one rank only.
+    """Write the pictures and ``report.html`` to *out*; on one rank only.
 
     Returns:
         Why there are no pictures, if they could not be drawn: a run that is done does not fail for that.
@@ -63,7 +63,7 @@ def write_outputs(
             (
                 "Load imbalance",
                 f"{summary['load_imbalance']:.2f}",
-                "max / mean of the worst layer, last tenth; 1 is even",
+                f"max / mean of the worst layer, last tenth; by rank {summary['rank_imbalance']:.2f}; 1 is even",
             ),
             ("Steps", f"{summary['steps']:,}", f"{summary['steps'] * settings.batch_tokens:,} tokens"),
         ],
@@ -82,13 +82,16 @@ def write_outputs(
 def _draw(out: Path, records: Sequence[dict[str, Any]], *, owners: int) -> list[tuple[str, str, Picture]]:
     """Write the pictures, and return them with their headings and captions."""
     import_matplotlib()
-    from hyperep.train.pictures import expert_load_picture, loss_picture
+    from hyperep.train.pictures import expert_load_picture, loss_picture, rank_load_picture
 
     loss = {theme.name: loss_picture(records, theme) for theme in (LIGHT, DARK)}
     load = {theme.name: expert_load_picture(records, owners=owners, theme=theme) for theme in (LIGHT, DARK)}
-    for name, picture in zip(PICTURES, (loss, load), strict=True):
-        (out / name).write_bytes(picture[LIGHT.name])
-    return [
+    by_rank = {theme.name: rank_load_picture(records, theme=theme) for theme in (LIGHT, DARK)}
+    ranks: Picture = {name: drawn for name, drawn in by_rank.items() if drawn is not None}
+    for name, picture in zip(PICTURES, (loss, load, ranks), strict=True):
+        if picture:
+            (out / name).write_bytes(picture[LIGHT.name])
+    found: list[tuple[str, str, Picture]] = [
         ("Training loss", "Mean cross entropy of each step's batch over all ranks, before the update.", loss),
         (
             "Expert load over the steps",
@@ -96,7 +99,13 @@ def _draw(out: Path, records: Sequence[dict[str, Any]], *, owners: int) -> list[
             "lines part those of different ranks.",
             load,
         ),
+        (
+            "Load of ranks over the steps",
+            "Rows that each rank computed. All ranks wait for the fullest one, so its distance from 1 is time lost.",
+            ranks,
+        ),
     ]
+    return [of for of in found if of[2]]
 
 
 def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict: Verdict | None) -> dict[str, str]:
@@ -109,11 +118,25 @@ def _final_figures(last: Mapping[str, Any], summary: Mapping[str, Any], verdict:
     }
     for layer, load in enumerate(last["layer_load"]):
         rows[f"Rows per expert, layer {layer}"] = " ".join(str(n) for n in load)
+    for layer, figures in enumerate(last.get("load", ())):
+        rows[f"Load, layer {layer}"] = _load(figures)
     if verdict is not None:
         rows["Largest deviation of a loss"] = f"{verdict.loss.value:.2e} at step {verdict.loss.step}"
         rows["Largest deviation of the gradient's norm"] = f"{verdict.norm.value:.2e} at step {verdict.norm.step}"
         rows["Largest deviation of a change"] = f"{verdict.change.value:.2e} at step {verdict.change.step}"
     return rows
+
+
+def _load(figures: Mapping[str, Any]) -> str:
+    """The figures of a layer in words."""
+    rows = sum(figures["rank_rows"])
+    copied = f", {figures['copies']} copies took {figures['rows_saved']:,} from the fullest rank"
+    return (
+        f"max/mean {figures['expert_max_over_mean']:.2f} over experts and {figures['rank_max_over_mean']:.2f} over "
+        f"ranks; variation {figures['expert_variation']:.2f}, entropy {figures['expert_entropy']:.3f}, dead "
+        f"{figures['dead_experts']}; of {rows:,} rows {figures['rows_crossed']:,} crossed"
+        f"{copied if figures['copies'] else ''}"
+    )
 
 
 def _settings(settings: Settings, text: Text) -> dict[str, str]:

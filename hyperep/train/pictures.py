@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from hyperep.train.settings import VOCABULARY
 from hyperep.train.themes import LIGHT, Theme
 
-__all__ = ["expert_load_picture", "loss_picture"]
+__all__ = ["expert_load_picture", "loss_picture", "rank_load_picture"]
 
 _DPI = 150
 _SMOOTHED_FROM = 40
@@ -81,26 +81,52 @@ def expert_load_picture(records: Sequence[dict[str, Any]], *, owners: int = 1, t
         theme: colours.
     """
     load = np.array([record["layer_load"] for record in records], dtype=np.float64)  # [steps, layers, E]
-    relative = load / load.mean(axis=2, keepdims=True)
-    _, layers, experts = load.shape
-    figure, panels = _figure(theme, panels=layers, height=max(2.0, min(6.0, 0.24 * experts + 0.7)) * layers + 0.5)
-    edges = _edges([record["step"] for record in records])
+    return _heat_map([record["step"] for record in records], load, "expert", owners, theme)
+
+
+def rank_load_picture(records: Sequence[dict[str, Any]], *, theme: Theme = LIGHT) -> bytes | None:
+    """The rows that every rank computed over the steps, in the same way; ``None`` where there never was but one rank.
+
+    The run may have been resumed with another number of ranks: where a step had fewer, the others are left blank.
+    """
+    known = [record for record in records if record.get("load")]
+    rows = [[layer["rank_rows"] for layer in record["load"]] for record in known]
+    ranks = max((len(layer) for step in rows for layer in step), default=1)
+    if ranks == 1:
+        return None
+    load = np.array([[layer + [np.nan] * (ranks - len(layer)) for layer in step] for step in rows], dtype=np.float64)
+    return _heat_map([record["step"] for record in known], load, "rank", 1, theme)
+
+
+def _heat_map(steps: Sequence[int], load: np.ndarray, what: str, owners: int, theme: Theme) -> bytes:
+    """*load* ``[steps, layers, rows]`` relative to an even share, a panel for each layer."""
+    relative = load / np.nanmean(load, axis=2, keepdims=True)
+    _, layers, rows = load.shape
+    figure, panels = _figure(theme, panels=layers, height=max(2.0, min(6.0, 0.24 * rows + 0.7)) * layers + 0.5)
+    edges = _edges(steps)
+    # Ranks are nearer to one another than experts are: there the colours go as far as the load does.
+    low, high = (0.0, 2.0) if what == "expert" else (min(0.9, float(np.nanmin(relative))), 1.1)
     for layer, axes in enumerate(panels):
         image = axes.pcolormesh(
-            edges, np.arange(experts + 1), relative[:, layer].T, cmap="viridis", vmin=0.0, vmax=max(2.0, relative.max())
+            edges,
+            np.arange(rows + 1),
+            np.ma.masked_invalid(relative[:, layer].T),
+            cmap="viridis",
+            vmin=low,
+            vmax=max(high, float(np.nanmax(relative))),
         )
         axes.invert_yaxis()
-        if experts <= 32:
-            axes.set_yticks(np.arange(experts) + 0.5, [str(e) for e in range(experts)])
-        axes.set_ylabel("expert")
-        _title(axes, f"Expert load, layer {layer}", theme)
+        if rows <= 32:
+            axes.set_yticks(np.arange(rows) + 0.5, [str(e) for e in range(rows)])
+        axes.set_ylabel(what)
+        _title(axes, f"{what.capitalize()} load, layer {layer}", theme)
         axes.tick_params(length=0)
         for rank in range(owners):
-            first = rank * experts // owners
+            first = rank * rows // owners
             if rank:
                 axes.axhline(first, color=theme.page, linewidth=2.5)
             if owners > 1:
-                _name_owner(axes, rank, first + experts / owners / 2, theme)
+                _name_owner(axes, rank, first + rows / owners / 2, theme)
     panels[-1].set_xlabel("step")
     bar = figure.colorbar(image, ax=panels, pad=0.06 if owners > 1 else 0.02, aspect=16 * layers, fraction=0.06)
     bar.set_label("rows, relative to an even share", color=theme.ink)

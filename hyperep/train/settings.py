@@ -45,6 +45,8 @@ class Settings:
     tp: int = 1
     """Ranks that slice one expert; with style ``ep`` always 1."""
     verify: bool = False
+    record_trace: bool = False
+    """Whether the run leaves the choices of all its tokens, as a trace that :mod:`hyperep.workloads` reads."""
     save_every: int = 0
     """Steps between checkpoints; 0 writes one at the end only."""
     out: str = "run"

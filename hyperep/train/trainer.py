@@ -55,8 +55,15 @@ class StepResult:
     """Mean cross entropy of the global batch, in nats per byte, before the update."""
     gradient_norm: float
     """Before clipping."""
-    expert_load: np.ndarray
-    """int64 ``[layers, E]``: rows that each expert got."""
+    load: np.ndarray
+    """int64 ``[layers, R, E]``: how many choices of the tokens of each data rank are which expert."""
+    choices: np.ndarray | None = None
+    """Unsigned integers ``[layers, tokens, K]``: the experts of each token of the batch, where they are recorded."""
+
+    @property
+    def expert_load(self) -> np.ndarray:
+        """int64 ``[layers, E]``: rows that each expert got."""
+        return self.load.sum(axis=1)
 
 
 def new_state(platform: Platform[Any], settings: Settings, *, unsharded: bool = False) -> TrainState:
@@ -104,23 +111,26 @@ def find_gradients(platform: Platform[Any], settings: Settings, state: TrainStat
     tokens, targets = platform.from_host(own[:, :-1].copy()), platform.from_host(own[:, 1:].reshape(-1))
 
     # 2. Forward and backward of this rank's term of the loss.
-    def objective() -> tuple[Any, Any, Any]:
+    def objective() -> tuple[Any, ...]:
         logits, stats = state.model(tokens)
-        load = xp.stack([layer.tokens_per_expert for layer in stats], axis=0)
+        known = [xp.stack([layer.tokens_per_expert for layer in stats], axis=0)]  # [layers, E]
+        if settings.record_trace:
+            known.append(xp.stack([layer.routing.experts for layer in stats], axis=0))  # [layers, T, K]
         return (
             cross_entropy(platform, logits, targets, settings.batch_tokens),
             imbalance_loss(platform, [layer.routing for layer in stats], len(own), settings.sequences),
-            platform.stop_gradient(xp.astype(load, logits.dtype)),
+            *(platform.stop_gradient(xp.astype(x, logits.dtype)) for x in known),
         )
 
     outputs, pullback = platform.vjp(objective, parameters=list(parameters.values()))
-    loss, _, load = (platform.stop_gradient(output) for output in outputs)
+    loss, _, *known = (platform.stop_gradient(output) for output in outputs)
     # The cotangents are the weights of the outputs in what is minimised.
     weights = [xp.full((), weight, dtype=loss.dtype) for weight in (1.0, settings.balance)]
-    gradients = dict(zip(parameters, pullback(*weights, xp.zeros_like(load)), strict=True))
+    gradients = dict(zip(parameters, pullback(*weights, *map(xp.zeros_like, known)), strict=True))
 
-    # 3. Sum over ranks; the figures travel with the gradients.
-    gradients, (loss, load) = sum_gradients(platform, parameters, gradients, parallel, [xp.reshape(loss, (1,)), load])
+    # 3. Sum over ranks; the figures travel with the gradients, those of each rank in a place of their own.
+    figures = [xp.reshape(loss, (1,)), *(_in_own_place(platform, x, parallel) for x in known)]
+    gradients, (loss, *known) = sum_gradients(platform, parameters, gradients, parallel, figures)
 
     # 4. Clip.
     norm = global_norm(platform, parameters, gradients, parallel)
@@ -128,11 +138,28 @@ def find_gradients(platform: Platform[Any], settings: Settings, state: TrainStat
     clipped = {name: gradient * scale for name, gradient in gradients.items()}
 
     # 5. Host sync here, the only one that is not a dispatch's: whether to update is decided by what it brings.
-    loss_host, norm_host, load_host = platform.to_host(loss, norm, load)
+    loss_host, norm_host, *known_host = platform.to_host(loss, norm, *known)
+    load, *choices = (x.round().astype(np.int64).swapaxes(0, 1) for x in known_host)  # [layers, R, ...]
     result = StepResult(
-        loss=float(loss_host[0]), gradient_norm=float(norm_host), expert_load=load_host.round().astype(np.int64)
+        loss=float(loss_host[0]),
+        gradient_norm=float(norm_host),
+        load=load,
+        choices=_as_batch(choices[0], settings.experts) if choices else None,
     )
     return Gradients(clipped=clipped, result=result)
+
+
+def _in_own_place(platform: Platform[Any], x: Any, parallel: Parallel) -> Any:
+    """``[R, ...]`` over the data ranks, zero but for this one's *x*: what a sum over ranks makes whole."""
+    xp = platform.xp
+    zeros = xp.zeros_like(x)
+    return xp.stack([x if r == parallel.data_rank else zeros for r in range(parallel.data_ranks)], axis=0)
+
+
+def _as_batch(choices: np.ndarray, experts: int) -> np.ndarray:
+    """Choices ``[layers, R, T, K]`` in the order of the batch, ``[layers, R * T, K]``, in as few bytes as hold them."""
+    layers, ranks, tokens, top_k = choices.shape
+    return choices.reshape(layers, ranks * tokens, top_k).astype(np.min_scalar_type(experts - 1))
 
 
 def require_sound(settings: Settings, result: StepResult, when: str) -> None:

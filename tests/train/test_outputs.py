@@ -16,8 +16,8 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from hyperep.train import pictures
-from hyperep.train.metrics import MetricsWriter, imbalance, read_metrics
-from hyperep.train.pictures import expert_load_picture, loss_picture
+from hyperep.train.metrics import MetricsWriter, imbalance, rank_imbalance, read_metrics
+from hyperep.train.pictures import expert_load_picture, loss_picture, rank_load_picture
 from hyperep.train.progress import show_progress
 from hyperep.train.report import report_page
 from hyperep.train.resume import settings_for
@@ -25,8 +25,8 @@ from hyperep.train.text import load_text
 from hyperep.train.themes import DARK, LIGHT
 
 
-def record(step, load=((4, 0, 2, 2), (2, 2, 2, 2)), **others):
-    layers = [list(layer) for layer in load]
+def record(step, layer_load=((4, 0, 2, 2), (2, 2, 2, 2)), **others):
+    layers = [list(layer) for layer in layer_load]
     return {"step": step, "loss": 5.0 / step, "tokens_per_s": 1234.5, "layer_load": layers, **others}
 
 
@@ -52,6 +52,7 @@ def test_a_run_leaves_metrics_pictures_report_and_checkpoint(train, small):
         "metrics.jsonl",
         "loss.png",
         "expert_load.png",
+        "rank_load.png",
         "report.html",
         "checkpoint",
     }
@@ -62,7 +63,7 @@ def test_a_run_leaves_metrics_pictures_report_and_checkpoint(train, small):
     assert all({"step", "loss", "tokens_per_s", "expert_load"} <= set(line) for line in lines)
     assert all(len(line["expert_load"]) == settings.experts for line in lines)
     page = Page((out / "report.html").read_text())
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 3
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for expected in (
@@ -191,8 +192,32 @@ def test_pictures_of_runs_of_any_length(steps, theme):
         assert corner == pytest.approx([int(theme.page[i : i + 2], 16) / 255 for i in (1, 3, 5)], abs=0.01)
 
 
+def ranks(*rows):
+    return [{"rank_rows": list(layer), "rank_max_over_mean": max(layer) * len(layer) / sum(layer)} for layer in rows]
+
+
+@pytest.mark.parametrize("steps", [1, 60])
+def test_the_heat_map_of_ranks_has_a_row_for_each(steps):
+    # Rank 1 has most and rank 2 least; the other two are even.
+    records = [record(step, load=ranks((8, 12, 4, 8))) for step in range(1, steps + 1)]
+    picture = imread(io.BytesIO(rank_load_picture(records)))
+    column = [tuple(np.round(c, 2)) for c in picture[:, picture.shape[1] // 2, :3]]
+    purple, yellow, middle = (0.27, 0.0, 0.33), (0.99, 0.91, 0.15), (0.13, 0.57, 0.55)
+    assert column.count(purple) == pytest.approx(column.count(yellow), abs=2)
+    assert column.count(middle) == pytest.approx(2 * column.count(yellow), abs=3)
+    assert column.index(middle) < column.index(yellow) < column.index(purple)
+
+
+def test_the_heat_map_of_ranks_bears_other_numbers_of_ranks_and_records_without():
+    assert rank_load_picture([record(1), record(2, load=ranks((8,), (8,)))]) is None
+    records = [record(1), record(2, load=ranks((8,), (8,))), record(3, load=ranks((2, 6), (5, 3)))]
+    assert rank_load_picture(records, theme=DARK)[:4] == b"\x89PNG"
+
+
 def test_imbalance_is_that_of_the_worst_layer():
     assert imbalance(record(1)) == 2.0  # 4 against a mean of 2; layer 1 is even
+    assert rank_imbalance(record(1, load=ranks((2, 6), (5, 3)))) == 1.5
+    assert rank_imbalance(record(1)) is None
 
 
 def test_metrics_are_never_fewer_than_before_while_a_run_goes_on_from_them(tmp_path, monkeypatch):
