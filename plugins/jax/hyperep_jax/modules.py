@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from hyperep.sharding import Sharding
+from hyperep_jax.autodiff import read
 
 __all__ = ["Module", "Parameter"]
 
@@ -79,7 +80,7 @@ class Module:
         return call(*inputs, **kwargs)
 
     def _run(self, *inputs: Any, **kwargs: Any) -> Any:
-        tensors = {key: p.bound for key, p in {**self.parameters, **self.buffers}.items()}
+        tensors = {key: read(p.bound) for key, p in {**self.parameters, **self.buffers}.items()}
         return self._forward(SimpleNamespace(**tensors, **self.children), *inputs, **kwargs)
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Module]]:

@@ -172,7 +172,7 @@ class JaxPlatform(PlatformBase[jax.Array]):
         return _by_path(self.named_modules(module), "buffers")
 
     def local(self, parameter: Parameter | ShardedTensor) -> jax.Array:  # noqa: D102
-        return parameter.local if isinstance(parameter, ShardedTensor) else parameter.bound
+        return parameter.local if isinstance(parameter, ShardedTensor) else autodiff.read(parameter.bound)
 
     def sharding(self, parameter: Parameter | ShardedTensor) -> Sharding | None:  # noqa: D102
         return parameter.sharding
@@ -198,9 +198,11 @@ class JaxPlatform(PlatformBase[jax.Array]):
     def vjp(  # noqa: D102
         self, function: Callable[..., Any], *primals: jax.Array, parameters: Sequence[Parameter] = ()
     ) -> tuple[Any, Callable[..., tuple[jax.Array, ...]]]:
-        def bind(values: Sequence[Any]) -> None:
+        def bind(values: Sequence[Any]) -> list[Any]:
+            before = [parameter.bound for parameter in parameters]
             for parameter, x in zip(parameters, values, strict=True):
                 parameter.bound = x
+            return before
 
         return autodiff.vjp(function, primals, bind, [parameter.value for parameter in parameters])
 
