@@ -121,3 +121,6 @@ def arange(case: Case) -> None:
     case.equal(platform.arange(1, 10, 4), np.arange(1, 10, 4), "arange(1, 10, 4)")
     case.equal(platform.arange(0), np.arange(0), "arange(0)")
     case.equal(platform.arange(4, dtype=case.xp.int32), np.arange(4, dtype=np.int32), "arange(4, dtype=int32)")
+    case.equal(platform.arange(70_000), np.arange(70_000), "arange(70000)")
+    start = 2**53 + 1  # past what floats count
+    case.equal(platform.arange(start, start + 7, 2), np.arange(start, start + 7, 2), f"arange({start}, {start + 7}, 2)")

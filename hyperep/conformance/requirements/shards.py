@@ -184,10 +184,10 @@ def assign_recorded(case: Case) -> None:
         out = module(x)
         platform.assign(handles[1], platform.stop_gradient(2 * x))
         platform.assign(handles[1], 3 * x)
-        return out + 0
+        return out + platform.local(handles[1])
 
     out, (gx, gw) = case.gradients(function, [x], g, [handles[0]])
-    case.close(out, w * x + b, "output, of the buffer as it was")
+    case.close(out, w * x + b + 3 * x, "output, of the buffer as it was and as it is now")
     case.close(gx, g * w, "gradient of the input")
     case.close(gw, g * x, "gradient of the parameter")
     case.close(platform.local(handles[1]), 3 * x, "the buffer")

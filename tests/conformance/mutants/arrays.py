@@ -79,3 +79,9 @@ class SumNarrow(LoopbackPlatform):
 @mutant("XP-tanh")
 class TanhOverflows(LoopbackPlatform):
     xp = namespace(tanh=lambda x: (np.exp(2 * x) - 1) / (np.exp(2 * x) + 1))
+
+
+@mutant("HOST-arange")
+class NumbersThroughFloats(LoopbackPlatform):
+    def arange(self, start, stop=None, step=1, *, dtype=None):
+        return super().arange(start, stop, step, dtype=dtype).astype(np.float64).astype(dtype or np.int64)
