@@ -32,7 +32,7 @@ import numpy as np
 
 from hyperep.bench import theory
 from hyperep.bench.apart import Apart
-from hyperep.bench.counting import CountingPlatform, nbytes
+from hyperep.bench.counting import CountingPlatform
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
 from hyperep.bench.program import follow
@@ -113,7 +113,7 @@ def measure(platform: Any, shape: Shape, node_count: int, repetitions: int, chun
     times = interleaved(platform, contestants, repetitions)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     over_links = crossed(platform, shape, node_count, chunks)
-    token_bytes = nbytes(ways["rows"].data.tokens) // shape.tokens
+    token_bytes = ways["rows"].data.token_bytes
     return {
         "shape": shape.name,
         "nodes": node_count,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from hyperep.bench.apart import Apart
-from hyperep.bench.counting import nbytes
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
 from hyperep.bench.progress import show_progress
@@ -40,7 +39,7 @@ def run(platform: Platform[Any], shapes: Sequence[Mapping[str, Any]], repetition
     load = Load(
         tokens=shape.tokens,
         top_k=shape.top_k,
-        token_bytes=nbytes(data.tokens) // shape.tokens,
+        token_bytes=data.token_bytes,
         expert_numbers=3 * shape.dim * shape.hidden,
     )
     hidden, chunk_ms = fit(median["wire"], median["arithmetic"], {n: median[str(n)] for n in CHUNKS})

@@ -30,7 +30,7 @@ class Case:
 
     def __init__(self, mesh: DeviceMesh, shape: Shape, way: Way) -> None:
         self.mesh, self.shape, self.platform, self.way = mesh, shape, mesh.platform, way
-        data = Data(self.platform, shape, mesh.get_local_rank())
+        data = Data(self.platform, shape, mesh.get_local_rank(), mesh.size())
         self.layer = Layer(data, mesh, way.style)
         self.by_rows = Layer(data, mesh, ExpertParallel(exchange="rows"))
         # Its experts are not called; it has parameters of its own, so that their gradients are too.

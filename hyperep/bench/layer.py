@@ -48,7 +48,7 @@ class Layer:
         return {name: self.platform.local(parameter) for name, parameter in self.parameters.items()}
 
     def _call(self, tokens: Any, weights: Any) -> Any:
-        out = self._routed(tokens, self.data.choices, weights, rows=self.data.shape.rows)
+        out = self._routed(tokens, self.data.choices, weights, rows=self.data.rows)
         if self._shared is None:
             return out
         return out + self.platform.grouped_swiglu(tokens, *self._shared)

@@ -46,7 +46,7 @@ class Limit:
         )
         sizes = [(sum(self._rows[1]), shape.hidden)]
         if shape.shared:
-            sizes.append((shape.tokens, shape.shared * shape.hidden))
+            sizes.append((len(shape.choices(rank, ranks)), shape.shared * shape.hidden))
         self.products = [self._operands(rows, shape.dim, hidden, shape.dtype) for rows, hidden in sizes]
         """For the routed experts and for the shared ones."""
 

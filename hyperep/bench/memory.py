@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from hyperep.bench.counting import nbytes
 from hyperep.platform.base import PlatformBase
 from hyperep.platform.protocol import Backward, Forward, Platform
 
-__all__ = ["peak_bytes", "saved_bytes"]
+__all__ = ["of_worst_rank", "peak_bytes", "saved_bytes"]
 
 _DIFFERENTIABLE = (
     *("permute_rows", "sum_rows", "grouped_matmul", "swiglu", "grouped_swiglu", "differentiable_all_to_all_single"),
@@ -46,6 +48,13 @@ def peak_bytes(platform: Platform[Any], function: Callable[[], Any]) -> int | No
     """By how much *function* raises the memory in use at most; ``None`` if nobody knows."""
     instruments = getattr(platform, "instruments", None)
     return None if instruments is None else int(instruments.peak_bytes(function))
+
+
+def of_worst_rank(platform: Platform[Any], size: int | None) -> int | None:
+    """The largest *size* of all ranks; ``None`` where nobody knows one. Collective."""
+    known = platform.from_host(np.array([-1 if size is None else size], dtype=np.int64))
+    (largest,) = platform.to_host(platform.all_reduce(known, op="max"))
+    return int(largest[0]) if largest[0] >= 0 else None
 
 
 @contextmanager

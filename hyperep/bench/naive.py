@@ -46,7 +46,7 @@ def naive_layer(mesh: DeviceMesh, weights: dict[str, Any], tokens: Any, choices:
     rows = _naive_experts(mesh, weights, tokens[numbers[order]], platform.from_host(counts))
     by_choice = xp.zeros(rows.shape, dtype=rows.dtype)
     by_choice[order] = rows
-    weighted = xp.reshape(by_choice, (count, top_k, -1)) * xp.expand_dims(scores, axis=2)
+    weighted = xp.reshape(by_choice, (count, top_k, rows.shape[1])) * xp.expand_dims(scores, axis=2)
     return xp.astype(xp.sum(weighted, axis=1), tokens.dtype)
 
 

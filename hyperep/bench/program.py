@@ -12,7 +12,7 @@ import numpy as np
 
 from hyperep.bench import memory, theory, timeline
 from hyperep.bench.case import Case
-from hyperep.bench.counting import CountingPlatform, nbytes
+from hyperep.bench.counting import CountingPlatform
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
 from hyperep.bench.naive import reason_against
@@ -37,14 +37,15 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure each of *shapes* (fields of :class:`Shape`) in a *way* (fields of :class:`Way`). Collective.
 
-    With *together* the shapes take turns with each other, so that their times compare; all of them are then in memory
-    at once.
+    Workloads of one shape take turns with each other, so that their times compare, and with *together* all shapes do;
+    they are then in memory at once.
     """
     mesh = init_device_mesh(platform, (platform.world_size,), ("ep",))
     chosen = [Shape(**fields) for fields in shapes]
     found = []
     with show_progress(platform.rank == 0) as progress:
-        for group in [chosen] if together else [[shape] for shape in chosen]:
+        names = dict.fromkeys(shape.name for shape in chosen)
+        for group in [chosen] if together else [[shape for shape in chosen if shape.name == name] for name in names]:
             cases = [Case(mesh, shape, Way(**way)) for shape in group]
             for case, record in zip(cases, measure(cases, repetitions, naive, progress), strict=True):
                 counted, followed = (of(platform, case.shape, case.way) for of in (count, follow))
@@ -74,6 +75,7 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
     layer = median["forward_backward"]
     return {
         "shape": case.shape.name,
+        "workload": case.shape.workload,
         "ranks": case.mesh.size(),
         "exchange": case.way.exchange,
         "chunks": case.way.chunks,
@@ -90,10 +92,16 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
         "speedup_over_naive": median["naive"] / layer if "naive" in median else None,
         "naive_left_out": reason or None,
         "spread_ms": {name: np.percentile(values, (25, 75)).tolist() for name, values in times.items()},
-        "saved_bytes": memory.saved_bytes(
-            case.platform, case.layer.forward_recorded, list(case.layer.local_parameters().values())
+        "saved_bytes": memory.of_worst_rank(
+            case.platform,
+            memory.saved_bytes(
+                case.platform, case.layer.forward_recorded, list(case.layer.local_parameters().values())
+            ),
         ),
-        "peak_bytes": memory.peak_bytes(case.platform, lambda: wait(case.platform, case.layer.forward_backward())),
+        "peak_bytes": memory.of_worst_rank(
+            case.platform,
+            memory.peak_bytes(case.platform, lambda: wait(case.platform, case.layer.forward_backward())),
+        ),
     }
 
 
@@ -110,7 +118,7 @@ def count(platform: Platform[Any], shape: Shape, way: Way | None = None) -> dict
     wait(platform, pullback())
     backward = counting.take()
     sent = platform.from_host(np.array([forward.wire_bytes + backward.wire_bytes], dtype=np.int64))
-    token_bytes, ranks = nbytes(data.tokens) // max(shape.tokens, 1), platform.world_size
+    token_bytes, ranks = data.token_bytes, platform.world_size
     by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes, way.counted)
     by_rows = theory.row_wire_bytes(shape.counts(ranks), token_bytes)
     return {

@@ -21,13 +21,13 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
     result = Table(
         box=None,
         padding=(0, 1),
-        title="ms: median, +- half the width of the middle half; wire MB of all ranks, others of one",
+        title="ms: median, +- half the width of the middle half; wire MB of all ranks, others of the fullest",
     )
     for i, heading in enumerate(_COLUMNS):
         result.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for r in records:
         result.add_row(
-            r["shape"] + (f" {r['value']:g}" if "value" in r else ""),
+            _name(r) + (f" {r['value']:g}" if "value" in r else ""),
             str(r["ranks"]),
             _time(r, "forward"),
             _time(r, "forward_backward"),
@@ -49,9 +49,9 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the table leaves open: why the naive way was left out, and bytes that are not those of the theory."""
     lines = [f"{r['shape']}: no naive way ({r['naive_left_out']})" for r in records if r["naive_left_out"]]
-    lines = list(dict.fromkeys(lines))  # the points of a sweep have one name
+    lines = list(dict.fromkeys(lines))  # points of a sweep, and workloads, have one name
     lines += [
-        f"{r['shape']} in {r['chunks']} chunks: {r['speedup_over_waiting']:.2f} times as fast as waiting for each "
+        f"{_name(r)} in {r['chunks']} chunks: {r['speedup_over_waiting']:.2f} times as fast as waiting for each "
         f"exchange ({r['waiting_ms']:.0f} ms); the wire alone takes {r['wire_ms']:.0f} ms, the arithmetic "
         f"{r['arithmetic_ms']:.0f} ms. In one run exchanges were under way for {r['overlap_ms']:.0f} ms while "
         f"rank 0 computed, with at most {_megabytes(r['in_flight_bytes'])} MB in flight"
@@ -59,11 +59,16 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
         if r["chunks"] != 1
     ]
     lines += [
-        f"{r['shape']}: {r['wire_bytes']} bytes on the wire, but {r['wire_bytes_theory']} are needed"
+        f"{_name(r)}: {r['wire_bytes']} bytes on the wire, but {r['wire_bytes_theory']} are needed"
         for r in records
         if r["wire_bytes"] != r["wire_bytes_theory"]
     ]
     return lines
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    """The shape, and the workload where it is not the even one."""
+    return record["shape"] + ("" if record["workload"] == "uniform" else f" {record['workload']}")
 
 
 def _time(record: Mapping[str, Any], contestant: str) -> str:

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
+
+from hyperep import workloads
+from hyperep.workloads import draws
 
 __all__ = ["PRESETS", "Shape", "preset"]
 
@@ -31,45 +36,60 @@ class Shape:
     """Experts that every token goes to, on its own rank; as one of ``shared * H``."""
     dtype: str = "float32"
     hot: float = 0.0
-    """Part of all rows that goes to the first ``hot_experts`` experts, beside their even share of the rest."""
+    """Part of all rows that goes to the first ``hot_experts`` experts, beside their even share of the rest; with the
+    workload ``uniform`` alone."""
     hot_experts: int = 1
+    workload: str = "uniform"
+    """Where tokens go: a name of :mod:`hyperep.workloads`."""
+    trace: str | None = None
+    """The file of the workload ``trace``; ``None`` is the one that comes with hyperep."""
 
     @property
     def rows(self) -> int:
-        """Choices of one rank: what its tokens are to the experts."""
+        """Choices of a rank with all its tokens: what they are to the experts."""
         return self.tokens * self.top_k
 
-    def choices(self, rank: int) -> np.ndarray:
-        """The experts of each token of *rank*, int64 ``[T, K]``: drawn evenly without repetition, but for the hot ones.
+    def choices(self, rank: int, ranks: int) -> np.ndarray:
+        """The experts of each token of *rank*, int64 ``[T, K]``: its workload's, or with ``hot`` those of a hot expert.
 
-        A hot expert takes the place of choices drawn evenly from all, so one token may have it several times.
+        Raises:
+            ValueError: there is no such workload, or its trace is of other sizes.
         """
-        rng = np.random.default_rng([20, rank])
-        drawn = rng.random((self.tokens, self.experts)).argpartition(self.top_k - 1, axis=1)[:, : self.top_k]
-        flat = drawn.astype(np.int64).ravel()
-        hot = rng.permutation(self.rows)[: round(self.rows * self.hot)]
-        flat[hot] = rng.integers(0, self.hot_experts, size=len(hot))
-        return flat.reshape(self.tokens, self.top_k)
+        if self.hot:
+            rng = np.random.default_rng([20, rank])
+            sizes = (self.tokens, self.experts, self.top_k)
+            return draws.repeating(rng, *sizes, hot=self.hot_experts, share=self.hot)
+        return workloads.choices(
+            self.workload,
+            **{"tokens": self.tokens, "experts": self.experts, "top_k": self.top_k, "ranks": ranks, "rank": rank},
+            trace=None if self.trace is None else _read(self.trace),
+        )
 
     def counts(self, ranks: int) -> np.ndarray:
         """Choices by source rank, owner, and expert of the owner, int64 ``[R, R, L]``."""
         self.check(ranks)
-        found = [np.bincount(self.choices(rank).ravel(), minlength=self.experts) for rank in range(ranks)]
+        found = [np.bincount(self.choices(rank, ranks).ravel(), minlength=self.experts) for rank in range(ranks)]
         return np.stack(found).reshape(ranks, ranks, self.experts // ranks)
 
     def copies(self, ranks: int, owners: int | None = None) -> np.ndarray:
         """Tokens by source rank and owner (a rank, or a node) of one of their experts, int64 ``[R, O]``."""
         self.check(ranks)
         owners = ranks if owners is None else owners
-        owner = np.stack([self.choices(rank) // (self.experts // owners) for rank in range(ranks)])  # [R, T, K]
-        return np.stack([(owner == of).any(axis=2).sum(axis=1) for of in range(owners)], axis=1)
+        by_rank = [self.choices(rank, ranks) // (self.experts // owners) for rank in range(ranks)]  # [T, K] each
+        return np.array(
+            [[(owner == of).any(axis=1).sum() for of in range(owners)] for owner in by_rank], dtype=np.int64
+        )
 
     def check(self, ranks: int) -> None:
         """Whether the shape can be spread over *ranks*.
 
         Raises:
-            ValueError: the experts do not divide by the ranks, or are fewer than a token chooses.
+            ValueError: the experts do not divide by the ranks, or are fewer than a token chooses; there is no such
+                workload, or its trace is of other sizes.
+            OSError: there is no such trace.
         """
+        if self.workload not in workloads.NAMES:
+            raise ValueError(f"unknown workload {self.workload!r}; choose one of {', '.join(workloads.NAMES)}")
         if self.top_k > self.experts:
             raise ValueError(f"shape {self.name!r} has {self.experts} experts, of which no token can have {self.top_k}")
         if self.experts % ranks:
@@ -77,6 +97,13 @@ class Shape:
                 f"shape {self.name!r} has {self.experts} experts, which do not divide by {ranks} ranks; choose a "
                 f"number of ranks that divides {self.experts}"
             )
+        if self.workload == "trace":
+            dataclasses.replace(self, tokens=1).choices(0, ranks)
+
+
+@cache
+def _read(path: str) -> workloads.Trace:
+    return workloads.read_trace(path)
 
 
 PRESETS: Mapping[str, Shape] = MappingProxyType(

@@ -51,8 +51,10 @@ def points(sweep: str, base: Shape, ranks: int) -> list[Point]:
     """What to measure for *sweep*, beginning from the shape *base*.
 
     Raises:
-        ValueError: there is no such sweep.
+        ValueError: there is no such sweep, or it makes loads uneven by itself and so does the shape's workload.
     """
+    if sweep == "skew" and base.workload != "uniform":
+        raise ValueError(f"--sweep skew makes a workload of its own; leave out --workload {base.workload}")
     if sweep not in SWEEPS:
         raise ValueError(f"unknown sweep {sweep!r}; choose one of {', '.join(SWEEPS)}")
     found = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import os
@@ -34,6 +35,20 @@ def bench(
     shape: Annotated[
         list[str] | None,
         typer.Option(help="coarse, fine, finest or dsv3-16b (for GPUs); repeatable.", show_default="all but dsv3-16b"),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where tokens go: uniform, zipf, hot-expert, hot-rank, drift, bursts, idle-rank or trace; repeatable.",
+            show_default="uniform",
+        ),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            help="What --workload trace is: trace.npz of hyperep train --record-trace.",
+            show_default="one that comes with hyperep",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is timed, in turns.")] = 10,
@@ -77,6 +92,7 @@ def bench(
     token once to each rank that owns one of its experts) with dense products of the same arithmetic; the same layer
     with an exchange of rows, one for each expert of a token; and the naive way, one expert at a time. Times are medians
     over repetitions, each of them that of the slowest rank. A sweep begins from the shape given, by default fine.
+    Workloads of one shape take turns too, so that their times compare.
 
     Each rank has one thread, unless the environment says otherwise: several ranks share the machine's cores.
     """
@@ -96,9 +112,17 @@ def bench(
     naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
     how["way"] = Way(exchange=exchange.value, chunks=_parts(chunks), timeline=timeline is not None)
-    if calibrate and (sweep is not None or timeline is not None or len(shape or ()) > 1):
-        raise ValueError("--calibrate measures one shape in its own way; leave out --sweep, --timeline, other shapes")
-    shapes = [preset(name) for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))]
+    if calibrate and (sweep is not None or timeline is not None or len(shape or ()) > 1 or workload):
+        raise ValueError(
+            "--calibrate measures one shape in its own way; leave out --sweep, --timeline, --workload, other shapes"
+        )
+    if trace is not None and "trace" not in (workload or ()):
+        raise ValueError(f"--trace {trace} is for --workload trace; add that, or leave it out")
+    shapes = [
+        dataclasses.replace(preset(name), workload=where, trace=trace if where == "trace" else None)
+        for name in shape or (("fine",) if sweep else ("coarse", "fine", "finest"))
+        for where in workload or ("uniform",)
+    ]
     path = Path(picture or f"bench-{sweep}.svg")
     if picture is not None and sweep is None:
         raise ValueError(f"--picture {picture} is for a sweep; name one with --sweep, or leave it out")
@@ -109,7 +133,9 @@ def bench(
             raise ValueError(f"--timeline {timeline} shows one layer, and --sweep {sweep} measures many; leave out one")
         require_drawable(Path(timeline), "--timeline")
     if sweep is not None and len(shapes) > 1:
-        raise ValueError(f"--sweep begins from one shape, but {len(shapes)} were given; leave all but one out")
+        raise ValueError(
+            f"--sweep begins from one shape and workload, but {len(shapes)} were given; leave all but one out"
+        )
     if calibrate:
         with use_timeout(timeout):
             _calibrate(preset(shape[0] if shape else "fine"), platform, ranks, repetitions, as_json)
@@ -119,7 +145,7 @@ def bench(
     if records is None:
         return
     # A table that is wrapped by the terminal can still be read; one whose columns are cut off cannot.
-    console = Console(highlight=False, width=max(Console().width, 138))
+    console = Console(highlight=False, width=max(Console().width, 152))
     if as_json:
         print(json.dumps(records, indent=2), flush=True)
     else:

@@ -15,9 +15,11 @@ import pytest
 from rich.console import Console
 
 from hyperep.bench.case import Case, WrongResult
+from hyperep.bench.limit import Limit
 from hyperep.bench.naive import reason_against
 from hyperep.bench.program import run
 from hyperep.bench.progress import show_progress
+from hyperep.bench.report import table
 from hyperep.bench.shapes import PRESETS, Shape, preset
 from hyperep.bench.sweep import SWEEPS, points
 from hyperep.bench.timing import interleaved
@@ -26,10 +28,11 @@ from hyperep.cli import main
 from hyperep.loopback import LoopbackPlatform
 from hyperep.loopback import run as on_ranks
 from hyperep.mesh import init_device_mesh
+from hyperep.workloads import Trace, write_trace
 
 SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
 KEYS = {
-    *("shape", "ranks", "exchange", "forward_ms", "forward_backward_ms", "limit_ms", "ratio_to_limit"),
+    *("shape", "workload", "ranks", "exchange", "forward_ms", "forward_backward_ms", "limit_ms", "ratio_to_limit"),
     *("rows_ms", "speedup_over_rows", "rows_limit_ms", "naive_ms", "speedup_over_naive", "host_copies", "collectives"),
     *("wire_bytes", "wire_bytes_theory", "saved_bytes", "peak_bytes"),
 }
@@ -69,7 +72,7 @@ def test_choices_differ_between_ranks_and_are_hot_where_asked(hot):
 
 
 def test_choices_of_a_token_are_different_experts_where_none_is_hot():
-    choices = np.sort(SMALL.choices(1), axis=1)
+    choices = np.sort(SMALL.choices(1, 2), axis=1)
     assert choices.shape == (24, 3)
     assert (choices[:, 1:] > choices[:, :-1]).all()
 
@@ -77,7 +80,7 @@ def test_choices_of_a_token_are_different_experts_where_none_is_hot():
 def test_copies_are_tokens_with_an_expert_there():
     copies = SMALL.copies(2)
     for source in range(2):
-        owners = SMALL.choices(source) // 4
+        owners = SMALL.choices(source, 2) // 4
         assert copies[source].tolist() == [sum(owner in row for row in owners.tolist()) for owner in range(2)]
     assert SMALL.copies(4, owners=2).shape == (4, 2)
 
@@ -112,6 +115,16 @@ def test_shared_experts_count_in_the_layer_and_in_the_limit():
     assert hidden == [(72, 10), (24, 20)]
 
 
+def test_the_limit_of_a_rank_without_tokens_has_no_shared_experts_to_compute():
+    shape = Shape(**{**vars(SMALL), "shared": 2, "workload": "idle-rank"})
+
+    def on_rank(platform):
+        return [len(of.x) for of in Limit(init_device_mesh(platform, (2,), ("ep",)), shape).products]
+
+    routed = shape.counts(2)[0].sum(axis=1).tolist()
+    assert on_ranks(on_rank, 2) == [[routed[0], 24], [routed[1], 0]]
+
+
 def test_contestants_take_turns_and_the_slowest_rank_counts():
     def on_rank(platform):
         calls = []
@@ -138,7 +151,7 @@ def test_shapes_of_a_sweep_take_turns_and_keep_their_own_times(monkeypatch):
             return {**super().contestants(naive), "forward": forward}
 
     monkeypatch.setattr("hyperep.bench.program.Case", Spy)
-    shapes = [{**vars(SMALL), "tokens": tokens} for tokens in (8, 64)]
+    shapes = [{**vars(SMALL), "name": str(tokens), "tokens": tokens} for tokens in (8, 64)]
     for together in (True, False):
         calls.clear()
         ((first, second),) = on_ranks(
@@ -220,6 +233,36 @@ def test_command_prints_json(capsys):
     assert set(record) >= KEYS
     assert (record["shape"], record["ranks"]) == ("finest", 2)
     assert record["naive_left_out"] == "not asked for"
+
+
+def test_command_measures_each_workload_of_each_shape_in_turns(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    class Spy(Case):
+        def contestants(self, naive):
+            return {"forward": lambda: calls.append(self.shape.workload) or self.layer.forward()} | {
+                name: function for name, function in super().contestants(naive).items() if name != "forward"
+            }
+
+    monkeypatch.setattr("hyperep.bench.program.Case", Spy)
+    monkeypatch.setattr("hyperep.bench.shapes.PRESETS", {"a": SMALL, "b": Shape(**{**vars(SMALL), "name": "b"})})
+    drawn = np.random.default_rng(4).random((1, 1, 9, 8)).argsort(axis=3)[..., :3].astype(np.uint8)
+    write_trace(tmp_path / "trace.npz", Trace(choices=drawn, experts=8))
+    options = "--platform loopback --repetitions 1 --ranks 1 --shape a --shape b --json --no-naive --workload trace"
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *options.split(), "--workload", "zipf", "--trace", str(tmp_path / "trace.npz")])
+    assert ended.value.code == 0
+    found = [(record["shape"], record["workload"]) for record in json.loads(capsys.readouterr().out)]
+    assert found == [("small", "trace"), ("small", "zipf"), ("b", "trace"), ("b", "zipf")]
+    assert sorted(calls[:2]) == sorted(calls[2:4]) == ["trace", "zipf"]  # a warm-up, and a repetition
+
+
+def test_a_workload_stands_beside_its_shape_in_the_table():
+    shapes = [{**vars(SMALL), "workload": name} for name in ("uniform", "hot-expert")]
+    (found,) = on_ranks(lambda platform: run(platform, shapes, 1, naive=False), 1)
+    screen = io.StringIO()
+    Console(file=screen, width=160).print(table(found))
+    assert re.search(r"^ *small +1 .*\n *small hot-expert +1 ", screen.getvalue(), flags=re.M)
 
 
 SWEEP = ["bench", "--platform", "loopback", "--sweep", "experts", "--repetitions", "1"]
@@ -317,6 +360,12 @@ def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
         (["--ranks", "0"], "ranks=0"),
         (["--sweep", "speed"], "unknown sweep 'speed'; choose one of experts, tokens, top-k, ranks, skew"),
         (["--shape", "huge"], "unknown shape 'huge'"),
+        (["--workload", "cold"], "unknown workload 'cold'; choose one of uniform, zipf, hot-expert, hot-rank"),
+        (["--trace", "a.npz"], "--trace a.npz is for --workload trace; add that"),
+        (["--workload", "trace", "--trace", "nowhere/a.npz"], "nowhere/a.npz"),
+        (["--sweep", "skew", "--workload", "zipf"], "leave out --workload zipf"),
+        (["--sweep", "top-k", "--workload", "zipf", "--workload", "drift"], "2 were given"),
+        (["--calibrate", "--workload", "zipf"], "leave out --sweep, --timeline, --workload"),
         (["--sweep", "ranks", "--shape", "fine", "--shape", "coarse"], "2 were given"),
     ],
 )
