@@ -48,10 +48,11 @@ def _at(candidate: Candidate) -> str:
 
 _TOLD: dict[str, tuple[str, str]] = {
     "hung": (
-        "the ranks wait for one another in {at} and never end",
+        "the ranks wait for one another in {at}, and do not come to its end",
         "A rank does not issue a collective that the others wait for: an early return or a graph without history where "
         "it has nothing to send or receive, or another order of collectives.",
     ),
+    "hung-alone": ("the layer does not come to the end of {at}", ""),
     "died": ("a rank dies: {detail}", ""),
     "raised": ("the layer raises in {at}: {detail}", ""),
     "shape": ("{what} {has} the wrong shape: {detail}", ""),

@@ -32,7 +32,8 @@ def judge(
     """
     if observed.outcome in ("raised", "hung", "died"):
         at = observed.action.partition(" ")[0]
-        candidate = Candidate(cause=observed.outcome, quantity="run", detail=observed.message, names=(at,), cost=0.1)
+        cause = "hung-alone" if observed.outcome == "hung" and observed.ranks == 1 else observed.outcome
+        candidate = Candidate(cause=cause, quantity="run", detail=observed.message, names=(at,), cost=0.1)
         return [Deviation(quantity="run", error=np.inf, candidates=(candidate,), facts={"places": observed.places})]
     found: list[Deviation] = []
     for label in observed.found[0]:

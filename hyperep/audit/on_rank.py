@@ -60,6 +60,7 @@ def examine(
         ``action``, ``where`` and ``traceback``; and ``found``, what was observed, by label.
     """
     theatre = None
+    doing("build")
     try:
         theatre = _Theatre(subject_of(subject), platform, weights, tokens, cotangents, seed, folder)
         for action in actions:

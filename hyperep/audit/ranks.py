@@ -148,7 +148,7 @@ def _failed(ranks: int, failure: RankFailure) -> Observed:
 def _in_stacks(failure: RankFailure) -> str:
     """What ranks that are threads of this process were about to do: the innermost action in a stack."""
     verbs = ("forward", "backward", "finish", "step", "save", "load", "norm", "gradients", "weights")
-    return next((verb for end in failure.ends for verb in verbs if f"in _{verb}\n" in end.stack), "a call")
+    return next((verb for end in failure.ends for verb in verbs if f"in _{verb}\n" in end.stack), "build")
 
 
 def _place(end: Any) -> str:

@@ -89,13 +89,26 @@ def _examine_all(
     lines: list[Line],
     progress: Progress | None,
 ) -> None:
+    broken: list[Examined] = []
     for examination in chosen:
+        if _hopeless(broken):
+            message = "the layer does not get through plain batches on so many ranks"
+            lines.append(Line(examination=examination.name, ranks=world.ranks, outcome="not examined", message=message))
+            continue
         examined, line = _examine(subject, world, examination, seed)
         lines.append(line)
         if examined is not None:
             everything.append(examined)
+            broken += [] if examined.ended else [examined]
         if progress is not None:
             progress(examination.name, world.ranks, line.outcome)
+
+
+def _hopeless(broken: Sequence[Examined]) -> bool:
+    """Whether the layer cannot be built, or fails where nothing is special; each further try may take its deadline."""
+    return any("build" in d.candidates[0].names for x in broken for d in x.deviations) or any(
+        x.examination.plain for x in broken
+    )
 
 
 def _examine(subject: Subject, world: Ranks, examination: Examination, seed: int) -> tuple[Examined | None, Line]:
