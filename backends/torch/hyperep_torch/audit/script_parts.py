@@ -121,11 +121,13 @@ def on_rank(rank, folder):
             batch = objects[0]
             x, out = calls[batch]
             g = torch.tensor(COTANGENTS[batch][rank], dtype=torch.float64).reshape(x.shape)
-            out.backward(g.to(out.dtype))
+            if out.requires_grad or len(x):
+                out.backward(g.to(out.dtype))
             due.append((number, batch))
             again = x.detach().double().requires_grad_()
             (right,) = torch.autograd.grad((dense(wholes[number], again) * g).sum(), again)
-            lines.append((f"gradient of the tokens of batch {batch} on rank {rank}", x.grad, right))
+            got = torch.zeros_like(x) if x.grad is None else x.grad
+            lines.append((f"gradient of the tokens of batch {batch} on rank {rank}", got, right))
         elif verb == "finish" and REDUCE:
             REDUCE(layers[number])
         elif verb == "zero":
@@ -133,11 +135,10 @@ def on_rank(rank, folder):
             for layer in layers:
                 layer.zero_grad(set_to_none=True)
         elif verb == "freeze":
-            for name, value in (TO_LAYER(weights_of(SHAPES, 0)) if TO_LAYER else weights_of(SHAPES, 0)).items():
-                if (objects[0] == "router") == (name == "router"):
-                    for layer in layers:
-                        for parameter in parameters(layer, name, value.shape):
-                            parameter.requires_grad_(False)
+            marked = {n: np.full(s, (n == "router") == (objects[0] == "router")) for n, s in SHAPES.items()}
+            for name, mark in (TO_LAYER(marked) if TO_LAYER else marked).items():
+                for parameter in (p for layer in layers for p in parameters(layer, name, mark.shape) if mark.all()):
+                    parameter.requires_grad_(False)
         elif verb == "gradients":
             number = int(objects[1]) if len(objects) > 1 else 0
             lines += gradients(layers[number], wholes[number], [b for n, b in due if n == number], rank)

@@ -65,6 +65,8 @@ class ModuleSpecimen(Specimen):
 
     def backward(self, handle: Any, cotangent: np.ndarray) -> np.ndarray | None:  # noqa: D102
         x, out = handle
+        if not out.requires_grad and not len(x):
+            return None  # harmless, unless others wait for what this rank would do in backward
         if not out.requires_grad:
             raise RuntimeError("the output of the layer has no gradient history, so backward cannot begin")
         out.backward(torch.tensor(cotangent, dtype=out.dtype, device=out.device))
@@ -113,10 +115,11 @@ class ModuleSpecimen(Specimen):
         self._subject.load(self._module, self._its_optimizer(), folder)
 
     def freeze(self, kind: str) -> None:  # noqa: D102
-        for name, parts in self._held.items():
-            if self._subject.claims.kind(name) == kind:
-                for held in parts:
-                    held.parameter.requires_grad_(False)
+        claims = self._subject.claims
+        marked = {name: np.full(shape, claims.kind(name) == kind) for name, shape in claims.shapes.items()}
+        for name, mark in self._subject.to_layer(marked).items():  # a fused parameter is of the kind of its parts
+            for held in self._held[name] if mark.all() else ():
+                held.parameter.requires_grad_(False)
 
     def kept_bytes(self) -> int:  # noqa: D102
         gc.collect()
