@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hyperep.distribute import distribute_module, distribute_parameter, distribute_tensor
+    from hyperep.exchange.balance import Balance
     from hyperep.exchange.rows import DispatchContext, combine, dispatch
     from hyperep.mesh import DeviceMesh, init_device_mesh
     from hyperep.placements import Partial, Replicate, Shard
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Balance": "hyperep.exchange.balance",
     "BaseExpertParallel": "hyperep.styles",
     "ColwiseParallel": "hyperep.styles",
     "DeviceMesh": "hyperep.mesh",
@@ -54,6 +56,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Balance",
     "BaseExpertParallel",
     "ColwiseParallel",
     "DeviceMesh",

@@ -21,6 +21,10 @@ GRID = [
     ("more chunks than tokens", (4,)),
     *(("levels in chunks", shape) for shape in ((2, 1), (2, 2))),
     ("etp in chunks", (2, 2)),
+    *(("balanced", (ranks,)) for ranks in (1, 2, 4)),
+    *(("balanced levels", shape) for shape in ((1, 2), (2, 2))),
+    ("balanced levels in chunks", (2, 2)),
+    ("balanced etp", (2, 2)),
 ]
 
 

@@ -26,6 +26,7 @@ REQUIREMENT_MODULES = (
     "modules",
     "bits",
     "nested",
+    "functional",
     "dispatching",
     "tokens",
     "styles",
@@ -40,6 +41,7 @@ REQUIREMENT_MODULES = (
     "token_styles",
     "speed",
     "chunks",
+    "balanced",
 )
 """Modules of ``hyperep.conformance.requirements``: one a part of the protocol, in the order of the report."""
 

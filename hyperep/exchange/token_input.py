@@ -92,15 +92,22 @@ class TokenInput:
         """What this rank sends: int64 ``[R, 2 C + header]``, for each rank copies and choices of C parts."""
         room = _COUNTS * len(parts)
         if self.by_rank is None:
-            return CHECK.message(platform, ranks, room, self.said)
+            return self.told(platform, ranks, room, None)
         xp = platform.xp
         sent = xp.astype(self.by_rank > 0, xp.int64)  # [R, T]
         counts = [xp.sum(of[:, a:b], axis=1) for of in (sent, self.by_rank) for a, b in parts]  # 2 C of [R]
+        return self.told(platform, ranks, room, xp.stack(counts, axis=1))
+
+    def told(self, platform: Platform[Any], ranks: int, room: int, counts: Any) -> Any:
+        """A message of *counts*, int64 ``[R, room]``, and the header; without counts if the input is faulty."""
+        if counts is None:
+            return CHECK.message(platform, ranks, room, self.said)
+        xp = platform.xp
         if math.prod(self.indices.shape):
             extremes = xp.astype(xp.stack([xp.min(self.indices), xp.max(self.indices)]), xp.int64)
         else:
             extremes = xp.zeros((2,), dtype=xp.int64)
-        return CHECK.message(platform, ranks, room, self.said, xp.stack(counts, axis=1), extremes)
+        return CHECK.message(platform, ranks, room, self.said, counts, extremes)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ CUDA; adding up before the way back is its idea too, and HybridEP's. Here both a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hyperep.exchange import token_input
 from hyperep.exchange.copies import Copies, own_choices, plan_copies
+from hyperep.exchange.lending import Lending
 from hyperep.exchange.schedule import bounds
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Group, Platform
@@ -38,6 +39,7 @@ __all__ = [
     "TokenDispatchContext",
     "add_up",
     "combine_tokens",
+    "dispatch_lending",
     "dispatch_planned",
     "dispatch_tokens",
     "from_owners",
@@ -183,24 +185,54 @@ def combine_tokens(sums: Any, context: TokenDispatchContext) -> Any:
     return context.platform.custom_vjp(forward, backward)(sums)
 
 
+def dispatch_lending(
+    tokens: Any, indices: Any, weights: Any, context: TokenDispatchContext, lending: Lending, lent: Sequence[Any]
+) -> tuple[Any, Any, Any, list[Any]]:
+    """Steps 4 and 5, and with the tokens this rank's parts of parameters, *lent* to those who have copies of experts.
+
+    Returns what :func:`dispatch_planned` does, and the parts of the copies that this rank has. In backward their
+    gradients follow those of the tokens.
+    """
+    tokens, weights, numbers, copies = _exchanged(context, tokens, indices, weights, lending, lent)
+    return tokens, own_choices(context.platform, numbers, context.first, context.owned), weights, copies
+
+
 def _send(context: TokenDispatchContext, tokens: Any, indices: Any, weights: Any) -> tuple[Any, Any, Any]:
     """Copies of tokens and of their weights, differentiable, and of the numbers of their experts."""
+    tokens, weights, numbers, _ = _exchanged(context, tokens, indices, weights)
+    return tokens, weights, numbers
+
+
+def _exchanged(
+    context: TokenDispatchContext,
+    tokens: Any,
+    indices: Any,
+    weights: Any,
+    lending: Lending | None = None,
+    lent: Sequence[Any] = (),
+) -> tuple[Any, Any, Any, list[Any]]:
     platform, xp = context.platform, context.platform.xp
     choices = join_choices(platform, indices, weights)
     wire = choices.dtype
     # The weights arrive beside the numbers, outside of autodiff.
     numbers, weights_there = split_choices(platform, to_owners(choices, context), weights.dtype)
 
-    def forward(tokens: Any, weights: Any) -> tuple[Any, tuple[Any, ...]]:
-        return (to_owners(tokens, context), weights_there + 0), ()
+    def forward(tokens: Any, weights: Any, *lent: Any) -> tuple[Any, tuple[Any, ...]]:
+        copies = [] if lending is None else [lending.lend(x) for x in lent]
+        return (to_owners(tokens, context), weights_there + 0, *copies), ()
 
     def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[Any, ...]:
         # Both, also where only one is needed here: another rank may need the other, and waits for this one.
         tokens, weights = (from_owners(g, context) for g in (cotangents[0], xp.astype(cotangents[1], wire)))
-        return add_up(tokens, context), xp.astype(add_up(weights, context), weights_there.dtype)
+        # What is frozen is so on all ranks.
+        home = [
+            lending.bring_home(g) if wanted and lending is not None else None
+            for g, wanted in zip(cotangents[2:], needed[2:], strict=True)
+        ]
+        return add_up(tokens, context), xp.astype(add_up(weights, context), weights_there.dtype), *home
 
-    tokens, weights = platform.custom_vjp(forward, backward)(tokens, weights)
-    return tokens, weights, numbers
+    tokens, weights, *copies = platform.custom_vjp(forward, backward)(tokens, weights, *lent)
+    return tokens, weights, numbers, copies
 
 
 def require_one_each(sums: Any, context: TokenDispatchContext) -> None:

@@ -202,6 +202,24 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
             raise ValueError(f"assign: value of shape {value.shape} for a local part of shape {parameter.value.shape}")
         parameter.value[...] = _value(value)
 
+    def functional_call(  # noqa: D102
+        self,
+        module: Any,
+        parameters: Mapping[str, np.ndarray],
+        function: Callable[..., Any],
+        *inputs: Any,
+        **kwargs: Any,
+    ) -> Any:
+        handles = self.parameters(module)
+        before = {name: handles[name].bound for name in parameters}
+        try:
+            for name, value in parameters.items():
+                handles[name].bound = value
+            return function(*inputs, **kwargs)
+        finally:
+            for name, value in before.items():
+                handles[name].bound = value
+
     def shard_parameter(self, module: Any, name: str, local: np.ndarray, sharding: Sharding) -> None:  # noqa: D102
         held = module.own_buffers if name in module.own_buffers else module.own_parameters
         if name not in held:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Backward, Forward, Group, Module, Parameter, Work
 from hyperep.platform.sum_rows import sum_rows, widened
 from hyperep.platform.swiglu import swiglu
@@ -156,6 +157,13 @@ class PlatformBase(ABC, Generic[T]):
         from hyperep.sharding import ShardedTensor
 
         return ShardedTensor(local, sharding)
+
+    def functional_call(  # noqa: D102
+        self, module: Module, parameters: Mapping[str, T], function: Callable[..., Any], *inputs: Any, **kwargs: Any
+    ) -> Any:
+        raise UnsupportedCapability(
+            self.name, Capability.FUNCTIONAL_CALL, "its modules cannot be called with other tensors as parameters"
+        )
 
     def adopt_mesh(self, mesh: object) -> DeviceMesh | None:  # noqa: D102
         return None

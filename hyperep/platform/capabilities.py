@@ -39,6 +39,8 @@ class Capability(enum.Enum):
     AUTODIFF = "autodiff"
     MODULES = "modules"
     SHARDED_PARAMETERS = "sharded_parameters"
+    FUNCTIONAL_CALL = "functional_call"
+    """Modules may be called with other tensors in place of their parameters; balanced experts rest on it."""
     THREADS = "threads"
     """Collectives of different groups may be issued from several threads of one rank."""
     NATIVE_TRAINING = "native_training"

@@ -303,6 +303,16 @@ class Platform(Protocol[T]):
         """
         ...
 
+    def functional_call(
+        self, module: Module, parameters: Mapping[str, T], function: Callable[..., Any], *inputs: Any, **kwargs: Any
+    ) -> Any:
+        """Call ``function(*inputs, **kwargs)``, in which *module* has *parameters* in place of its own local ones.
+
+        *parameters* are by dotted path, of any shape, and gradients flow through them; those that are left out stay as
+        they are. *function* is what calls the module: the ``inner`` of a wrapper, for instance.
+        """
+        ...
+
     def adopt_mesh(self, mesh: object) -> DeviceMesh | None:
         """The core's view of a native mesh of this framework; ``None`` if *mesh* is not one."""
         ...

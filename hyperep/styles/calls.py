@@ -14,7 +14,9 @@ takes rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +85,15 @@ class LocalExperts:
         if ROWS in self.takes:
             return routed_from_rows(self.platform, self.call, self.num_experts)
         return lambda tokens, indices, weights, *, rows=None: self.call(tokens, indices, weights)
+
+    def borrowing(self, module: Module) -> Callable[[Mapping[str, Any], int], RoutedExperts]:
+        """From weights that are not *module*'s own, by path, and how many experts these are, to routed experts."""
+
+        def borrowed(parameters: Mapping[str, Any], num_experts: int) -> RoutedExperts:
+            call = functools.partial(self.platform.functional_call, module, parameters, self.call)
+            return dataclasses.replace(self, call=call, num_experts=num_experts).routed
+
+        return borrowed
 
 
 def _both_kinds() -> str:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.exchange.balance import Balance
+from hyperep.exchange.balanced import OverRanksBalanced
 from hyperep.exchange.calibration import read
 from hyperep.exchange.chunks import Auto, OverRanksInChunks
 from hyperep.exchange.routed import RoutedExperts, RowExperts, over_ranks, rows_from_routed
@@ -45,10 +47,14 @@ class ExpertParallel(BaseExpertParallel):
             of wire and arithmetic, instead of both; where ranks share a machine it gains nothing. With levels it is the
             first one whose exchange is hidden. ``"auto"`` takes as many as pay by what ``hyperep bench --calibrate``
             wrote on this machine (:mod:`hyperep.exchange.calibration`), one if it did not, and logs why.
+        balance: how far loads are evened out, by computing hot experts in several places for a step
+            (:mod:`hyperep.exchange.balance`); left out, not at all. With levels it is the last one, whose ranks share a
+            machine.
         buffers: placements of buffers whose shape does not tell whether they have an entry for each expert, by path.
 
     Raises:
-        ValueError: another exchange; no level, or one twice; rows in several levels or in chunks; or no chunk.
+        ValueError: another exchange; no level, or one twice; rows in several levels, in chunks or balanced; no chunk;
+            or chunks and balance at one level.
 
     Example:
         >>> import hyperep
@@ -65,6 +71,7 @@ class ExpertParallel(BaseExpertParallel):
 
     exchange: Exchange = "tokens"
     chunks: int | Auto = 1
+    balance: Balance | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -78,6 +85,7 @@ class ExpertParallel(BaseExpertParallel):
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
         chunks: int | Literal["auto"] = 1,
+        balance: Balance | None = None,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
         if exchange not in ("tokens", "rows"):
@@ -92,12 +100,28 @@ class ExpertParallel(BaseExpertParallel):
             raise ValueError(f"chunks={chunks!r}: give a whole number, 1 or more, or 'auto'")
         if exchange == "rows" and chunks != 1:
             raise ValueError(f"exchange='rows' with chunks={chunks}: rows travel in one part; exchange tokens")
+        if exchange == "rows" and balance is not None:
+            raise ValueError(f"exchange='rows' with {balance}: rows go to the owners of experts; exchange tokens")
+        if chunks != 1 and balance is not None and len(self.levels) == 1:
+            raise ValueError(
+                f"chunks={chunks!r} with {balance} at one level {self.levels}: experts that are copied come with the "
+                "tokens, and not before the first chunk; leave out one, or use two levels, of which the first travels "
+                "in chunks and the last is balanced"
+            )
+        self.balance = balance
         self.chunks = Auto(read()) if chunks == "auto" else chunks
         self.mesh_dim_names = self.levels
         self.buffers = dict(buffers or {})
 
     def _settings(self) -> list[str]:
-        return [*super()._settings(), self.exchange, f"chunks={self.chunks}"]
+        return [*super()._settings(), self.exchange, f"chunks={self.chunks}", repr(self.balance)]
+
+    def _require_buffers(self, split: Collection[str]) -> None:
+        if self.balance is not None and split:
+            raise ValueError(
+                f"{type(self).__name__}({self.balance}): buffers {sorted(split)} have an entry for each expert, and "
+                "parameters alone go to other ranks with an expert that is copied; leave out balance"
+            )
 
     def _require_arguments(self, mesh: DeviceMesh, kwargs: Mapping[str, Any]) -> None:
         tensors = [name for name, value in kwargs.items() if mesh.platform.is_tensor(value)]
@@ -122,7 +146,9 @@ class ExpertParallel(BaseExpertParallel):
         routed, owned = experts.routed, experts.num_experts
         for level in reversed(self.levels):
             owned *= mesh.size(level)
-            if level == self.levels[0] and self.chunks != 1:
+            if level == self.levels[-1] and self.balance is not None:
+                routed = OverRanksBalanced(routed, experts.borrowing(module), mesh[level], owned, self.balance, module)
+            elif level == self.levels[0] and self.chunks != 1:
                 routed = OverRanksInChunks(routed, mesh[level], owned, self.chunks, module)
             else:
                 routed = over_ranks(routed, mesh[level], owned)

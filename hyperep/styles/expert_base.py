@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -77,6 +77,7 @@ class BaseExpertParallel(ParallelStyle):
             levels=len(self.levels),
             sliced=self._sliced(module, mesh),
         )
+        self._require_buffers(buffers)
         with watched(mesh.platform, module):
             for path, submodule in mesh.platform.named_modules(module).items():
                 self._partition_fn(path, submodule, mesh)
@@ -110,6 +111,9 @@ class BaseExpertParallel(ParallelStyle):
     def _settings(self) -> list[str]:
         """What must be the same on all ranks, in words."""
         return [repr(self.levels), f"buffers={dict(self.buffers)}"]
+
+    def _require_buffers(self, split: Collection[str]) -> None:
+        """Whether the experts may have these buffers with an entry for each of them."""
 
     def _require_arguments(self, mesh: DeviceMesh, kwargs: Mapping[str, Any]) -> None:
         """Whether the experts may be called with these keyword arguments of their own."""

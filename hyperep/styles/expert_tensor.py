@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hyperep.distribute import distribute_parameter
+from hyperep.exchange.balance import Balance
 from hyperep.exchange.routed import RoutedExperts, in_slices
 from hyperep.exchange.rows import DispatchContext
 from hyperep.mesh import DeviceMesh
@@ -43,11 +44,12 @@ class ExpertTensorParallel(ExpertParallel):
         exchange: Exchange = "tokens",
         levels: Sequence[str] = ("ep",),
         chunks: int | Literal["auto"] = 1,
+        balance: Balance | None = None,
         packed: Mapping[str, int] | None = None,
         interleaved: Mapping[str, int] | None = None,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
-        super().__init__(exchange=exchange, levels=levels, chunks=chunks, buffers=buffers)
+        super().__init__(exchange=exchange, levels=levels, chunks=chunks, balance=balance, buffers=buffers)
         if "tp" in self.levels:
             raise ValueError(f"levels={self.levels}: experts are sliced over 'tp', so it is no level of theirs")
         self.mesh_dim_names = (*self.levels, "tp")

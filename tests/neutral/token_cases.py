@@ -21,6 +21,8 @@ DIM, HIDDEN, EXPERTS, TOP_K = 6, 4, 8, 3
 TOKENS = (11, 7, 0, 9)
 """Of each rank with data of its own."""
 
+EVEN = hyperep.Balance(slots=2, max_imbalance=1.0, rows_per_copy=0)
+"""Something is copied almost always."""
 WAYS = {
     "tokens": ({}, ("ep",), "ep"),
     "rows": ({"exchange": "rows"}, ("ep",), "ep"),
@@ -32,6 +34,10 @@ WAYS = {
     "more chunks than tokens": ({"chunks": 13}, ("ep",), "ep"),
     "levels in chunks": ({"levels": ("node", "ep"), "chunks": 3}, ("node", "ep"), "ep"),
     "etp in chunks": ({"chunks": 2}, ("ep", "tp"), "etp"),
+    "balanced": ({"balance": EVEN}, ("ep",), "ep"),
+    "balanced levels": ({"levels": ("node", "ep"), "balance": EVEN}, ("node", "ep"), "ep"),
+    "balanced levels in chunks": ({"levels": ("node", "ep"), "balance": EVEN, "chunks": 2}, ("node", "ep"), "ep"),
+    "balanced etp": ({"balance": EVEN}, ("ep", "tp"), "etp"),
 }
 """Settings of the style, dimensions of its mesh, and which style."""
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import mindspore as ms
@@ -15,7 +16,15 @@ from hyperep_mindspore.private_names import as_written, keep_source
 from hyperep_mindspore.refusals import refuse_recorders, refusing_graphs
 from hyperep_mindspore.transfer import contiguous
 
-__all__ = ["NeutralCell", "ShardedParameter", "WrappedConstruct", "shard_parameter", "sharding_of", "wrap_construct"]
+__all__ = [
+    "NeutralCell",
+    "ShardedParameter",
+    "WrappedConstruct",
+    "given",
+    "shard_parameter",
+    "sharding_of",
+    "wrap_construct",
+]
 
 _SHARD = "hyperep_shard"
 """Attribute of a parameter that was replaced: its shard, for other cells that hold the same parameter."""
@@ -112,7 +121,7 @@ def _hand_out_contiguous_gradients(parameter: Parameter) -> None:
     collectives on the CPU change nothing in a view, and say nothing; and an all-reduce of the gradients is what users
     write. A copy of a cell has parameters without hooks, so this is done at each call, once for each parameter.
     """
-    if parameter.requires_grad and not getattr(parameter, "hyperep_hooked", False):
+    if isinstance(parameter, Parameter) and parameter.requires_grad and not getattr(parameter, "hyperep_hooked", False):
         parameter.register_hook(contiguous)
         parameter.hyperep_hooked = True
 
@@ -137,6 +146,21 @@ def _in_dtype(value: Any, dtype: Any) -> Any:
     """A tensor of floats in *dtype*; anything else as it is."""
     is_float = isinstance(value, Tensor) and value.dtype in (ms.float16, ms.bfloat16, ms.float32, ms.float64)
     return ops.cast(value, dtype) if is_float and value.dtype != dtype else value
+
+
+@contextlib.contextmanager
+def given(cell: nn.Cell, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block, tensors stand in the places of parameters, by path."""
+    owners = dict(cell.cells_and_names())
+    places = {path: (owners[path.rpartition(".")[0]]._params, path.rpartition(".")[2]) for path in parameters}
+    before = {path: held[name] for path, (held, name) in places.items()}
+    try:
+        for path, (held, name) in places.items():
+            held[name] = parameters[path]
+        yield
+    finally:
+        for path, (held, name) in places.items():
+            held[name] = before[path]
 
 
 class ShardedParameter:

@@ -190,6 +190,17 @@ class MindSporePlatform(PlatformBase[Tensor]):
     def custom_vjp(self, forward: Forward, backward: Backward) -> Callable[..., Any]:  # noqa: D102
         return autodiff.custom_vjp(forward, backward)
 
+    def functional_call(  # noqa: D102
+        self,
+        module: nn.Cell,
+        parameters: Mapping[str, Tensor],
+        function: Callable[..., Any],
+        *inputs: Any,
+        **kwargs: Any,
+    ) -> Any:
+        with modules.given(module, parameters):
+            return function(*inputs, **kwargs)
+
     def vjp(  # noqa: D102
         self, function: Callable[..., Any], *primals: Tensor, parameters: Sequence[Parameter] = ()
     ) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:

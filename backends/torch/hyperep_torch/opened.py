@@ -8,7 +8,8 @@ it themselves. So the forward is called on a stand-in, which shares everything w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -60,15 +61,41 @@ def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
         ValueError: one is replicated over ranks, and its gradient would be that of this rank's tokens alone.
     """
     own = module._parameters.items()
-    distributed = {name: parameter for name, parameter in own if isinstance(parameter, DTensor)}
+    given = _given.get().get(id(module), {})
+    distributed = {name: p for name, p in own if isinstance(p, DTensor) and name not in given}
     if torch.is_grad_enabled():
         for name, parameter in distributed.items():
             if parameter.requires_grad and any(map(_is_replicate, parameter.placements)):
                 _require_known_replicas(module, name, parameter, distributed)
-    parts = local_parts(tuple(distributed.values()))
+    parts = {**dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True)), **given}
     if (divisor := module.__dict__.get(_DIVISOR)) is not None:
-        parts = tuple(_Divided.apply(part, divisor) if part.requires_grad else part for part in parts)
-    return dict(zip(distributed, parts, strict=True))
+        parts = {name: _Divided.apply(part, divisor) if part.requires_grad else part for name, part in parts.items()}
+    return parts
+
+
+def call_with_given(
+    module: nn.Module,
+    parameters: Mapping[str, torch.Tensor],
+    function: Callable[..., Any],
+    *inputs: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call *function*, which calls *module*, with *parameters* (by path) in place of this rank's parts.
+
+    The module is not changed: other threads may be calling it. What they are is looked up where parts are opened.
+    """
+    given: dict[int, dict[str, torch.Tensor]] = {}
+    for path, value in parameters.items():
+        owner, _, name = path.rpartition(".")
+        given.setdefault(id(module.get_submodule(owner)), {})[name] = value
+    token = _given.set({**_given.get(), **given})
+    try:
+        return function(*inputs, **kwargs)
+    finally:
+        _given.reset(token)
+
+
+_given: ContextVar[Mapping[int, Mapping[str, torch.Tensor]]] = ContextVar("given parameters by module", default={})  # noqa: B039 (never changed)
 
 
 def call_opened(module: nn.Module, forward: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
@@ -91,9 +118,10 @@ def _stand_in(module: nn.Module) -> nn.Module:
         if child is not None and not isinstance(child, FSDPModule) and (stand_in := _stand_in(child)) is not child
     }
     parts, buffers = {}, {}
-    if _SHARDS in module.__dict__:
-        shards = module.__dict__[_SHARDS]
-        parts = {name: part for name, part in own_parts(module).items() if name in shards}
+    given = _given.get().get(id(module), {})
+    if _SHARDS in module.__dict__ or given:
+        shards = module.__dict__.get(_SHARDS, ())
+        parts = {name: part for name, part in own_parts(module).items() if name in shards or name in given}
         buffers = {name: local_part(module._buffers[name]) for name in shards if name in module._buffers}
     if not parts and not buffers and not children:
         return module

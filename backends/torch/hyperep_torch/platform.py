@@ -27,7 +27,7 @@ from hyperep_torch.device import lies_on
 from hyperep_torch.instruments import Instruments
 from hyperep_torch.local_parts import local_part
 from hyperep_torch.native import NativeTraining
-from hyperep_torch.opened import mark_shard
+from hyperep_torch.opened import call_with_given, mark_shard
 from hyperep_torch.spec import CAPABILITIES
 from hyperep_torch.world import World, join_world
 
@@ -241,6 +241,16 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     # --------------------------------------------------------------------------------------------- autodiff
     def custom_vjp(self, forward: Forward, backward: Backward) -> Callable[..., Any]:  # noqa: D102
         return autodiff.custom_vjp(forward, backward)
+
+    def functional_call(  # noqa: D102
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, torch.Tensor],
+        function: Callable[..., Any],
+        *inputs: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return call_with_given(_require_module(module), parameters, function, *inputs, **kwargs)
 
     def vjp(  # noqa: D102
         self, function: Callable[..., Any], *primals: torch.Tensor, parameters: Sequence[torch.Tensor] = ()

@@ -18,6 +18,10 @@ GRID = [
     ("more chunks than tokens", (4,)),
     ("levels in chunks", (2, 2)),
     ("etp in chunks", (2, 2)),
+    *(("balanced", (ranks,)) for ranks in (2, 4)),
+    ("balanced levels", (2, 2)),
+    ("balanced levels in chunks", (2, 2)),
+    ("balanced etp", (2, 2)),
 ]
 TRANSPOSED = [("tokens", (2,)), ("2 chunks", (2,)), ("levels", (2, 2)), ("etp", (2, 2))]
 

@@ -77,3 +77,34 @@ class NotDeterministic(LoopbackPlatform):
         out = super().grouped_swiglu(x, w1, w2, w3, group_sizes)
         self.calls = self.__dict__.get("calls", 0) + 1
         return out * np.float32(1 + 2e-7 * (self.calls % 3))
+
+
+@mutant("MOD-functional-call", says="afterwards")
+class GivenParametersStay(LoopbackPlatform):
+    """After an error the module has what was given to it."""
+
+    def functional_call(self, module, parameters, function, *inputs, **kwargs):
+        handles = self.parameters(module)
+        before = {name: handles[name].bound for name in parameters}
+        for name, value in parameters.items():
+            handles[name].bound = value
+        out = function(*inputs, **kwargs)
+        for name, value in before.items():
+            handles[name].bound = value
+        return out
+
+
+@mutant("MOD-functional-call", says="gradient of what stood")
+class GivenParametersDetached(LoopbackPlatform):
+    def functional_call(self, module, parameters, function, *inputs, **kwargs):
+        plain = {name: _value(value) for name, value in parameters.items()}
+        return super().functional_call(module, plain, function, *inputs, **kwargs)
+
+
+@mutant("MOD-functional-call")
+class OnlyTheModuleItselfIsGiven(LoopbackPlatform):
+    """Parameters of modules below it are left as they are."""
+
+    def functional_call(self, module, parameters, function, *inputs, **kwargs):
+        own = {name: value for name, value in parameters.items() if "." not in name}
+        return super().functional_call(module, own, function, *inputs, **kwargs)

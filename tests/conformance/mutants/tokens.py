@@ -486,3 +486,80 @@ class ExchangeBeginsWhenItIsWaitedFor(LoopbackPlatform):
             return super().all_to_all_single(x, output_splits, input_splits, group)
         later = functools.cache(lambda: LoopbackPlatform.all_to_all_single(self, x, output_splits, input_splits, group))
         return type("Later", (), {"wait": lambda work: later()})()
+
+
+# -------------------------------------------------------------------------------------------------------- balanced
+@mutant("EP-copies", says="gradient of this rank's part")
+class GradientOfAnExpertsCopyLost(LoopbackPlatform):
+    core: ClassVar = {"hyperep.exchange.balanced:plan_lending": lambda plan: lambda *of: _Home(plan(*of), 0)}
+
+
+@mutant("EP-copies", says="gradient of this rank's part")
+class GradientOfAnExpertsCopyDoubled(LoopbackPlatform):
+    core: ClassVar = {"hyperep.exchange.balanced:plan_lending": lambda plan: lambda *of: _Home(plan(*of), 2)}
+
+
+class _Home:
+    """A lending whose gradients come home so many times."""
+
+    def __init__(self, lending, times):
+        self.lend, self._lending, self._times = lending.lend, lending, times
+
+    def bring_home(self, gradient):
+        return self._times * self._lending.bring_home(gradient)
+
+
+@mutant("EP-copies")
+class StaleWeightsOfACopy(LoopbackPlatform):
+    """Whoever has had a copy of an expert once keeps its weights."""
+
+    kept: ClassVar = {}
+
+    @staticmethod
+    def stale(plan):
+        def change(platform, group, placement, rank):
+            lending = plan(platform, group, placement, rank)
+            names = iter("123")
+
+            def lend(weight):
+                fresh = lending.lend(weight)
+                key = (platform.rank, placement.slots(rank), weight.shape, next(names))
+                return StaleWeightsOfACopy.kept.setdefault(key, fresh)
+
+            return _Stale(lending, lend)
+
+        return change
+
+    core: ClassVar = {"hyperep.exchange.balanced:plan_lending": stale}
+
+
+class _Stale:
+    def __init__(self, lending, lend):
+        self.lend, self.bring_home = lend, lending.bring_home
+
+
+@mutant("EP-copies", deadline=8)
+class PlanThatDiffersByRank(LoopbackPlatform):
+    """Rank 1 finds that nothing need be copied."""
+
+    @staticmethod
+    def differing(balanced):
+        class Differing(balanced):
+            def _placed(self, tokens, indices, weights):
+                placement, order = super()._placed(tokens, indices, weights)
+                return (None if self.mesh.platform.rank == 1 else placement), order
+
+        return Differing
+
+    core: ClassVar = {"hyperep.styles.expert:OverRanksBalanced": differing}
+
+
+@mutant("EP-copies-cost", says="all_to_all_single")
+class CopiesThatNobodyNeeds(LoopbackPlatform):
+    """Ranks are made even also where they are even enough."""
+
+    core: ClassVar = {
+        "hyperep.exchange.balanced:plan": lambda plan: (
+            lambda counts, *, slots, max_imbalance, rows_per_copy: plan(counts, slots=slots, max_imbalance=1.0)
+        )
+    }
