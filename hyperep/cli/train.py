@@ -43,6 +43,10 @@ def train(
     ] = None,
     style: Annotated[str | None, _option("style", f"How experts are spread: {', '.join(STYLES)}.")] = None,
     tp: Annotated[int | None, _option("tp", "Ranks that slice one expert, with style tp or etp.")] = None,
+    balance_experts: Annotated[
+        int | None, _option("balance_experts", "Hot experts of others that a rank computes too, for a step.")
+    ] = None,
+    chunks: Annotated[int | None, _option("chunks", "Parts in which tokens travel.")] = None,
     out: Annotated[str | None, _option("out", "Directory for metrics, pictures, report and checkpoint.")] = None,
     save_every: Annotated[int | None, _option("save_every", "Steps between checkpoints; 0: one, at the end.")] = None,
     record_trace: Annotated[
@@ -81,6 +85,8 @@ def train(
         **{
             "style": style,
             "tp": tp,
+            "balance_experts": balance_experts,
+            "chunks": chunks,
             "out": out,
             "save_every": save_every,
             "record_trace": record_trace,

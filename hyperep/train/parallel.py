@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hyperep.exchange.balance import Balance
 from hyperep.mesh import DeviceMesh, init_device_mesh
 from hyperep.placements import Shard
 from hyperep.platform.protocol import Module, Platform
@@ -47,12 +48,14 @@ def parallelize(platform: Platform[Any], model: Module, settings: Settings) -> P
     """Distribute the experts of *model* over the world, in place, as *settings* say. Collective."""
     groups = platform.world_size // settings.tp
     style: ParallelStyle
+    # Here hot experts are copied also where that does not pay: what is trained is small, and is to be seen.
+    balance = Balance(slots=settings.balance_experts, rows_per_copy=0) if settings.balance_experts else None
     if settings.style == "ep":
         mesh = experts_mesh = init_device_mesh(platform, (groups,), ("ep",))
-        style = ExpertParallel()
+        style = ExpertParallel(balance=balance, chunks=settings.chunks)
     elif settings.style == "etp":
         mesh = experts_mesh = init_device_mesh(platform, (groups, settings.tp), ("ep", "tp"))
-        style = ExpertTensorParallel()
+        style = ExpertTensorParallel(balance=balance, chunks=settings.chunks)
     else:
         mesh = init_device_mesh(platform, (groups, settings.tp), ("dp", "tp"))
         experts_mesh, style = mesh["tp"], TensorParallel()

@@ -44,6 +44,10 @@ class Settings:
     style: str = "ep"
     tp: int = 1
     """Ranks that slice one expert; with style ``ep`` always 1."""
+    balance_experts: int = 0
+    """Experts of others that a rank computes for a step where they are hot; 0: none."""
+    chunks: int = 1
+    """Parts in which tokens travel, so that one is computed while another does."""
     verify: bool = False
     record_trace: bool = False
     """Whether the run leaves the choices of all its tokens, as a trace that :mod:`hyperep.workloads` reads."""
@@ -99,6 +103,18 @@ class Settings:
         _require(
             self.style != "ep" or self.tp == 1,
             f"tp={self.tp} with style 'ep', which slices no expert; choose etp or tp",
+        )
+        _require(self.balance_experts >= 0, f"balance_experts={self.balance_experts} must not be negative")
+        _require(self.chunks >= 1, f"chunks={self.chunks} must be at least 1")
+        _require(
+            self.style != "tp" or (self.balance_experts == 0 and self.chunks == 1),
+            f"balance_experts={self.balance_experts} and chunks={self.chunks} with style 'tp', in which no token "
+            "travels; choose ep or etp",
+        )
+        _require(
+            self.balance_experts == 0 or self.chunks == 1,
+            f"balance_experts={self.balance_experts} with chunks={self.chunks}: experts that are copied come with the "
+            "tokens, and not before the first chunk; choose one of them",
         )
         _require(ranks % self.tp == 0, f"tp={self.tp} does not divide the {ranks} ranks; choose a divisor of {ranks}")
         groups = ranks // self.tp

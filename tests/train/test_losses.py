@@ -22,6 +22,8 @@ SPREADS = [
     (2, {"style": "tp", "tp": 2}),
     (4, {"style": "tp", "tp": 2}),
     (4, {"style": "etp", "tp": 2}),
+    (4, {"balance_experts": 2}),
+    (2, {"chunks": 3}),
 ]
 
 

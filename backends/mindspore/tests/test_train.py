@@ -61,6 +61,17 @@ def test_losses_are_those_of_the_reference_platform(ranks, small, monkeypatch):
     np.testing.assert_allclose(_losses(ours), _losses(reference), rtol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{"balance_experts": 2}, {"chunks": 2}])
+def test_hot_experts_and_chunks_change_no_loss(two, small, monkeypatch, changes):
+    monkeypatch.setattr(loop, "write_outputs", lambda *arguments, **keywords: None)
+    reference = small("loopback", steps=2)
+    _on_loopback(1, loop.main, reference)
+    ours = small("mindspore", steps=2, verify=True, **changes)
+    summary = two.run("hyperep.train.loop:main", {"settings": ours}, deadline=DEADLINE)[0]
+    assert summary["verified"] is True
+    np.testing.assert_allclose(_losses(ours), _losses(reference), rtol=1e-4)
+
+
 def test_a_checkpoint_goes_through_every_platform_and_degree_bit_for_bit(platform, two, small, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "write_outputs", lambda *arguments, **keywords: None)
     settings = small("begin", steps=2)

@@ -50,6 +50,9 @@ def reference(text, tmp_path_factory):
         ("four", {}, 1e-9),
         ("four", {"style": "etp", "tp": 2}, 1e-9),
         ("two", {"style": "tp", "tp": 2}, 1e-9),
+        ("four", {"balance_experts": 2}, 1e-9),
+        ("four", {"style": "etp", "tp": 2, "balance_experts": 1}, 1e-9),
+        ("two", {"chunks": 3}, 1e-9),
         ("two", {"dtype": "float32"}, 1e-5),
     ],
 )
