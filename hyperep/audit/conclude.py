@@ -75,6 +75,8 @@ def _keys(candidate: Candidate) -> list[_Key]:
     return [(candidate.cause, candidate.where, name + values or detail) for name in candidate.names or ("",)]
 
 
+_SEEN_ONLY = ("hung", "died", "raised", "not-finite", "gradient-without-tokens", "not-deterministic", "memory-kept")
+"""Causes of which the numbers say that they are there, and not from where."""
 _BY_DETAIL = ("scores-formula", "scores-exchanged", "backward-formula", "norm-formula", "weights-formula")
 """Causes of which there are several, told apart by their detail."""
 
@@ -123,7 +125,8 @@ def _finding(
     assert candidate is not None
     summary, reason = sentence(candidate, quantities, claims)
     unknown = candidate.cause in ("unknown", "weights-differ", "replicas-differ") or candidate.cost >= 8
-    certainty = "unknown" if unknown else "likely" if rivals else "certain"
+    guessed = candidate.cause in _SEEN_ONLY or (candidate.factor is None and candidate.cause == "scaled")
+    certainty = "unknown" if unknown else "likely" if rivals or guessed else "certain"
     return Finding(
         cause=candidate.cause,
         quantities=tuple(quantities),

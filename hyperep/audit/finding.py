@@ -37,7 +37,7 @@ class Finding:
     """What is wrong, and why."""
 
     cause: str
-    """A short name; see the documentation's table."""
+    """A short name; see ``causes.py``."""
     quantities: tuple[str, ...]
     where: str
     """What the wrong terms have in common."""

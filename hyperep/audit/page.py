@@ -26,7 +26,7 @@ _STYLE = """
   padding: .8rem 1rem; margin: .8rem 0; background: var(--paper); }
 .audit section.likely { border-left-color: var(--maybe); } .audit section.unknown { border-left-color: var(--dim); }
 .audit section h3 { font-size: 1.05rem; margin: 0 0 .5rem; }
-.audit dl { display: grid; grid-template-columns: 7.5rem 1fr; gap: .25rem .8rem; margin: 0; }
+.audit dl { display: grid; grid-template-columns: 9rem 1fr; gap: .25rem .8rem; margin: 0; }
 .audit dt { color: var(--dim); } .audit dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 .audit table { border-collapse: collapse; width: 100%; } .audit .scroll { overflow-x: auto; }
 .audit th, .audit td { text-align: left; padding: .25rem .7rem; vertical-align: top;
@@ -102,6 +102,9 @@ def _section(number: int, finding: Finding) -> str:
     return f'<section class="{finding.certainty}"><h3>{heading}</h3><dl>{listed}</dl>{script}</section>'
 
 
+_SIGNS = {"ok": "ok", "wrong": "wrong", "not examined": "–"}  # noqa: RUF001
+
+
 def _table(report: AuditReport) -> str:
     lines = {(line.examination, line.ranks): line for line in report.examinations}
     head = "".join(f"<th>{ranks} rank{'s' * (ranks > 1)}</th>" for ranks in report.world_sizes)
@@ -110,7 +113,7 @@ def _table(report: AuditReport) -> str:
         cells, notes = "", []
         for ranks in report.world_sizes:
             line = lines[name, ranks]
-            cells += f'<td class="{line.outcome.split()[0]}">{escape(line.outcome)}</td>'
+            cells += f'<td class="{line.outcome.split()[0]}">{_SIGNS[line.outcome]}</td>'
             if line.message and line.message not in notes:
                 notes.append(line.message)
         rows.append(f"<tr><td>{escape(name)}</td>{cells}<td class=not>{escape('; '.join(notes))}</td></tr>")

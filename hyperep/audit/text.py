@@ -45,7 +45,10 @@ def verdict(report: AuditReport) -> str:
 def _lines(finding: Finding) -> Iterator[Text]:
     if finding.reason:
         yield Text.assemble(("why    ", "bold"), finding.reason)
-    sure = {"certain": "certain: nothing else explains it, and nothing is left unexplained", "likely": "likely"}
+    sure = {
+        "certain": "certain: nothing else explains it, and nothing is left unexplained",
+        "likely": "likely; the numbers do not exclude others",
+    }
     how = sure.get(finding.certainty, "the cause is unknown")
     yield Text.assemble(("sure   ", "bold"), how + (f" (or: {'; '.join(finding.rivals)})" if finding.rivals else ""))
     names = list(dict.fromkeys(seen.examination for seen in finding.seen))

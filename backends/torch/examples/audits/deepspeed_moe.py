@@ -42,6 +42,7 @@ def make(claims):
         num_experts=sizes.experts,
         ep_size=dist.get_world_size(),
         k=sizes.top_k,
+        min_capacity=0,  # or top-1 refuses batches of fewer tokens than that
         drop_tokens=False,
         use_rts=False,
         top2_2nd_expert_sampling=False,
