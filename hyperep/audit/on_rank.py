@@ -14,7 +14,7 @@ from hyperep.launch.doing import doing
 from hyperep.launch.steps import step_done
 from hyperep.platform.reference import resolve
 
-__all__ = ["examine", "subject_of"]
+__all__ = ["examine", "layer_of", "prepare", "subject_of"]
 
 
 def subject_of(given: Any) -> Subject:
@@ -30,6 +30,11 @@ def subject_of(given: Any) -> Subject:
             "hyperep_torch.audit.ModuleSubject or hyperep.audit.PlatformSubject"
         )
     return found
+
+
+def prepare(platform: Any, *, subject: Any) -> None:
+    """Import what an examination needs."""
+    subject_of(subject)
 
 
 def examine(

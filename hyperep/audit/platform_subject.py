@@ -18,6 +18,10 @@ __all__ = ["PlatformSubject"]
 Arrays = Mapping[str, np.ndarray]
 
 
+def _call(module: Any, tokens: Any) -> Any:
+    return module(tokens)
+
+
 def _same(arrays: Arrays) -> Arrays:
     return arrays
 
@@ -37,7 +41,7 @@ class PlatformSubject:
     claims: Claims = field(default_factory=Claims)
     platform: str = "loopback"
     name: str = "layer"
-    call: Callable[[Any, Any], Any] = lambda module, tokens: module(tokens)
+    call: Callable[[Any, Any], Any] = _call
     """``call(module, tokens [T, D]) -> [T, D]``."""
     reduce: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
     """``reduce(platform, gradients) -> gradients``, by the parameters' names: what you do between backward and the

@@ -82,10 +82,12 @@ class PooledRanks:
     def __init__(self, pool: RankPool, subject: Any, ranks: int, deadline: float) -> None:
         self.ranks = ranks
         self._pool, self._subject, self._deadline = pool, subject, deadline
+        self._worlds = -1
 
     def observe(self, **arguments: Any) -> Observed:
         """Run an examination; see :class:`Ranks`."""
         try:
+            self._prepare()
             results = self._pool.run(
                 "hyperep.audit.on_rank:examine",
                 {"subject": self._subject, **arguments},
@@ -93,10 +95,21 @@ class PooledRanks:
                 shortfall=_shortfall,
             )
         except RankFailure as failure:
+            self._end()
             return _failed(self.ranks, failure)
         if any(result["outcome"] == "raised" for result in results):
-            self._pool.close()  # ranks may have stopped at different places
+            self._end()  # ranks may have stopped at different places
         return _observed(self.ranks, results)
+
+    def _end(self) -> None:
+        self._pool.close()
+        self._worlds = -1
+
+    def _prepare(self) -> None:
+        """Let new ranks import what they need: that takes its time on a busy machine, and is no part of a deadline."""
+        if self._worlds != self._pool.worlds_made:
+            self._pool.run("hyperep.audit.on_rank:prepare", {"subject": self._subject}, deadline=_START)
+            self._worlds = self._pool.worlds_made
 
 
 def _shortfall(result: Mapping[str, Any]) -> Shortfall | None:

@@ -52,7 +52,7 @@ def test_a_known_fault_is_named(pool, name):
 def test_a_deadlock_ends_with_the_place_of_every_rank(pool):
     _, cause, quantity, word = audited.FAULTS["EarlyReturn"]
     subject = audited.FAULTS["EarlyReturn"][0]
-    ranks = PooledRanks(pool, subject, pool.ranks, 4.0)
+    ranks = PooledRanks(pool, subject, pool.ranks, 8.0)
     findings, _ = audit_on(ranks, subject, examinations(("one-row", "mixed")))
     assert [(f.cause, f.quantities) for f in findings] == [(cause, (quantity,))]
     assert word in findings[0].condition
