@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from hyperep.workloads import Trace, choices, counts, read_trace, write_trace
+from hyperep.workloads import Trace, choices, counts, read_trace, recorded, write_trace
 
 DRAWN = np.random.default_rng(3).random((3, 2, 12, 8)).argsort(axis=3)[..., :2].astype(np.uint8)  # [S, layers, T, K]
 TRACE = Trace(choices=DRAWN, experts=8, first_step=5)
@@ -66,3 +66,18 @@ def test_a_file_that_is_no_trace_is_an_error(tmp_path, arrays, message):
         np.savez(path, **arrays)
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
         read_trace(path)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (64, 6), (128, 8)])
+def test_traces_that_come_along_are_uneven_and_have_distinct_experts(experts, top_k):
+    trace = recorded(experts, top_k)
+    assert (trace.choices.shape, trace.experts) == ((4, 2, 1024, top_k), experts)
+    in_order = np.sort(trace.choices, axis=3)
+    assert (in_order[..., 1:] > in_order[..., :-1]).all()
+    loads = trace.counts
+    assert (loads.max(axis=2) > 1.3 * loads.mean(axis=2)).all()
+
+
+def test_sizes_that_no_trace_comes_along_for_are_an_error_that_tells_how_to_get_one():
+    with pytest.raises(ValueError, match=r"only for 128 experts with top-8 and 64 .*--experts 9 --top-k 3"):
+        choices("trace", tokens=4, experts=9, top_k=3, ranks=3, rank=0)
