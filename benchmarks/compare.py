@@ -63,11 +63,11 @@ def torchtitan_step(layer: Layer, mesh: DeviceMesh) -> Step:
     reorder = moe.TokenReorderer(num_experts=shape.experts, top_k=shape.top_k)
 
     def step() -> list[torch.Tensor]:
-        _, order, counts = reorder(weights.detach(), data.choices)
+        _, order, counts = reorder(weights.detach(), data.choices.float())  # torch counts no integers on a CPU
         rows = experts(x[order // shape.top_k], counts.to(torch.int64))
         by_choice = torch.zeros_like(rows)
         by_choice[order] = rows
-        by_choice = by_choice.reshape(shape.tokens, shape.top_k, shape.dim)
+        by_choice = by_choice.reshape(data.count, shape.top_k, shape.dim)
         out = torch.bmm(weights[:, None].float(), by_choice.float()).to(x.dtype).squeeze(1)
         gradients = torch.autograd.grad(out, [x, weights, *(getattr(experts, n) for n in names)], data.cotangent)
         return [out.detach(), *gradients[:2], *(g.to_local() for g in gradients[2:])]
@@ -99,7 +99,7 @@ def transformers_steps(platform: Any, shape: Shape) -> dict[str, Step]:
         return torch.randn(size, generator=rng) * scale
 
     x, g = random(shape.tokens, shape.dim).requires_grad_(), random(shape.tokens, shape.dim)
-    chosen = torch.rand(shape.tokens, shape.experts, generator=rng).topk(shape.top_k, dim=1).indices
+    chosen = torch.from_numpy(shape.choices(0, 1))
     weights = torch.softmax(random(shape.tokens, shape.top_k), dim=1).requires_grad_()
     w1, w3 = (random(shape.experts, shape.hidden, shape.dim, scale=shape.dim**-0.5) for _ in range(2))
     w2 = random(shape.experts, shape.dim, shape.hidden, scale=shape.hidden**-0.5)
