@@ -76,10 +76,11 @@ class _ExchangingStyle(_StyleOfTorch):
     """A style under which tokens travel: for a compiler, its module is one call that is left as it is."""
 
     chunks: Any
+    balance: Any
 
     def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
         module = super().apply(module, mesh)
-        if self.chunks != 1:
+        if self.chunks != 1 or self.balance is not None:
             # An argument and not part of the closure, so that a deep copy looks at itself.
             wrap_forward(module, functools.partial(_refuse_gathered_parts, module))
         wrap_forward(module, call_uncompiled)
@@ -99,8 +100,9 @@ def _refuse_gathered_parts(
     gathered = [path for path, part in parts.items() if isinstance(part, FSDPModule)]
     if gathered:
         raise ValueError(
-            f"ExpertParallel in chunks: FSDP2 gathers the parameters of {gathered} by themselves, so that their "
-            "gradients would be lost; let the experts, or the block around them, be gathered as one, or choose chunks=1"
+            f"ExpertParallel in chunks or balanced: FSDP2 gathers the parameters of {gathered} by themselves, so that "
+            "their gradients would be lost; let the experts, or the block around them, be gathered as one, or leave out "
+            "chunks and balance"
         )
     extra = {} if meanwhile is None else {"meanwhile": meanwhile}
     return inner(*inputs, **extra, **kwargs)
