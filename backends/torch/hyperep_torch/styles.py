@@ -101,8 +101,8 @@ def _refuse_gathered_parts(
     if gathered:
         raise ValueError(
             f"ExpertParallel in chunks or balanced: FSDP2 gathers the parameters of {gathered} by themselves, so that "
-            "their gradients would be lost; let the experts, or the block around them, be gathered as one, or leave out "
-            "chunks and balance"
+            "their gradients would be lost; let the experts, or the block around them, be gathered as one, or "
+            "leave out chunks and balance"
         )
     extra = {} if meanwhile is None else {"meanwhile": meanwhile}
     return inner(*inputs, **extra, **kwargs)
