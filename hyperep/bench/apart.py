@@ -7,16 +7,16 @@ the layer with what has arrived then in place of each exchange.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hyperep.bench.between import Between, Route
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
 from hyperep.bench.shapes import Shape
 from hyperep.bench.timing import wait
 from hyperep.mesh import DeviceMesh
-from hyperep.platform.protocol import Group, Platform
+from hyperep.platform.protocol import Platform
 from hyperep.styles import ParallelStyle
 
 __all__ = ["Apart"]
@@ -27,7 +27,7 @@ class _Exchange:
     """One exchange as it was issued, and what arrived."""
 
     sent: Any
-    arguments: tuple[Any, ...]
+    route: Route
     arrived: Any
 
 
@@ -42,11 +42,11 @@ class _Arrived:
         return self.value
 
 
-class _Tape:
-    """Stands before a platform: writes down its exchanges, and plays them again without the wire."""
+class _Tape(Between):
+    """Writes down a platform's exchanges, and plays them again without the wire."""
 
     def __init__(self, platform: Platform[Any]) -> None:
-        self._platform = platform
+        super().__init__(platform)
         self.exchanges: list[_Exchange] = []
         self._place: int | None = None
 
@@ -54,21 +54,9 @@ class _Tape:
         """From now on play what was written down, from the beginning."""
         self._place = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._platform, name)
-
-    def all_to_all_single(
-        self,
-        x: Any,
-        output_splits: Sequence[int] | None = None,
-        input_splits: Sequence[int] | None = None,
-        group: Group = None,
-        async_op: bool = False,
-    ) -> Any:
-        """Issue it, or play it."""
+    def _exchange(self, x: Any, route: Route, async_op: bool) -> Any:
         if self._place is None:
-            arguments = (output_splits, input_splits, group)
-            self.exchanges.append(_Exchange(x, arguments, self._platform.all_to_all_single(x, *arguments)))
+            self.exchanges.append(_Exchange(x, route, self._platform.all_to_all_single(x, *route)))
             arrived = self.exchanges[-1].arrived
         else:
             arrived = self.exchanges[self._place].arrived
@@ -95,4 +83,4 @@ class Apart:
 
     def wire(self) -> list[Any]:
         """The exchanges and nothing else."""
-        return [self._platform.all_to_all_single(e.sent, *e.arguments) for e in self._tape.exchanges]
+        return [self._platform.all_to_all_single(e.sent, *e.route) for e in self._tape.exchanges]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyperep.bench.between import Between, Route
 from hyperep.exchange.faults import dtype_bytes
-from hyperep.platform.base import PlatformBase
 from hyperep.platform.protocol import Group, Platform
 
 __all__ = ["CountingPlatform", "Counts", "nbytes"]
@@ -34,11 +34,11 @@ class Counts:
         return self.sent.total()
 
 
-class CountingPlatform:
-    """Has all members of *platform*, and counts its copies to the host and its all-to-alls."""
+class CountingPlatform(Between):
+    """Counts the copies to the host and the all-to-alls of a platform."""
 
     def __init__(self, platform: Platform[Any]) -> None:
-        self._platform = platform
+        super().__init__(platform)
         self._counts = Counts()
         self._members: list[tuple[Group, list[int]]] = [(None, list(range(platform.world_size)))]
 
@@ -54,23 +54,13 @@ class CountingPlatform:
             self._members.append((group, list(ranks)))
         return group
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._platform, name)
-
     def to_host(self, *tensors: Any) -> Any:
         """Count one copy."""
         self._counts.host_copies += 1
         return self._platform.to_host(*tensors)
 
-    def all_to_all_single(
-        self,
-        x: Any,
-        output_splits: Sequence[int] | None = None,
-        input_splits: Sequence[int] | None = None,
-        group: Group = None,
-        async_op: bool = False,
-    ) -> Any:
-        """Count one exchange, and the bytes that leave this rank."""
+    def _exchange(self, x: Any, route: Route, async_op: bool) -> Any:
+        _, input_splits, group = route
         members = next(ranks for known, ranks in self._members if known is group)
         rows = x.shape[0]
         splits = [rows // len(members)] * len(members) if input_splits is None else input_splits
@@ -81,13 +71,7 @@ class CountingPlatform:
             self._counts.small += 1
         else:
             self._counts.large += 1
-        return self._platform.all_to_all_single(x, output_splits, input_splits, group, async_op)
-
-    def differentiable_all_to_all_single(
-        self, x: Any, input_splits: Sequence[int], output_splits: Sequence[int], group: Group = None
-    ) -> Any:
-        """The two exchanges that the protocol prescribes, each of them counted."""
-        return PlatformBase.differentiable_all_to_all_single(self, x, input_splits, output_splits, group)  # type: ignore[arg-type]
+        return self._platform.all_to_all_single(x, *route, async_op)
 
 
 def nbytes(x: Any) -> int:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from hyperep.bench.between import Between, Route
 from hyperep.bench.counting import nbytes
-from hyperep.platform.protocol import Group, Platform
+from hyperep.platform.protocol import Platform
 
 __all__ = ["Span", "Watch", "computing", "gather", "most_in_flight", "overlap_ms", "record"]
 
@@ -35,11 +36,11 @@ class Span:
     """Of what this rank received or sent, whichever is more."""
 
 
-class Watch:
-    """Stands before a platform, and notes each of its exchanges."""
+class Watch(Between):
+    """Notes each exchange of a platform."""
 
     def __init__(self, platform: Platform[Any]) -> None:
-        self._platform = platform
+        super().__init__(platform)
         self._begin = 0.0
         self.spans: list[Span] = []
 
@@ -52,20 +53,9 @@ class Watch:
         """Milliseconds since the start."""
         return 1e3 * (time.perf_counter() - self._begin)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._platform, name)
-
-    def all_to_all_single(
-        self,
-        x: Any,
-        output_splits: Sequence[int] | None = None,
-        input_splits: Sequence[int] | None = None,
-        group: Group = None,
-        async_op: bool = False,
-    ) -> Any:
-        """The platform's, noted."""
+    def _exchange(self, x: Any, route: Route, async_op: bool) -> Any:
         issued = self.now()
-        work = self._platform.all_to_all_single(x, output_splits, input_splits, group, async_op)
+        work = self._platform.all_to_all_single(x, *route, async_op)
         if async_op:
             return _WatchedWork(self, work, issued, nbytes(x))
         self.spans.append(Span(issued, issued, self.now(), max(nbytes(x), nbytes(work))))
