@@ -52,6 +52,17 @@ class Balance:
         if self.rows_per_copy is not None and self.rows_per_copy < 0:
             raise ValueError(f"Balance(rows_per_copy={self.rows_per_copy!r}): give 0 or more")
 
+    def worth(self, expert_numbers: int, token_numbers: int) -> int:
+        """Rows that a copy must take over, of an expert of so many weights and tokens of so many numbers."""
+        if self.rows_per_copy is not None:
+            return self.rows_per_copy
+        # There and back, against a row there and back and its gradients.
+        return 2 * expert_numbers // (4 * max(token_numbers, 1))
+
+    def plan(self, counts: np.ndarray, rows_per_copy: int) -> Placement:
+        """The plan for counts ``[R, E]``: what the layer does, for whoever has the counts; see :func:`plan`."""
+        return plan(counts, slots=self.slots, max_imbalance=self.max_imbalance, rows_per_copy=rows_per_copy)
+
 
 class Copy(NamedTuple):
     """An expert on a rank that is not its owner."""

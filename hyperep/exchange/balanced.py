@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperep.exchange import token_input
-from hyperep.exchange.balance import Balance, Placement, plan
+from hyperep.exchange.balance import Balance, Placement
 from hyperep.exchange.copies import own_choices
 from hyperep.exchange.counting import count_sorted
 from hyperep.exchange.lending import plan_lending
@@ -92,16 +92,8 @@ class OverRanksBalanced:
         (host,) = platform.to_host(told)  # host sync here, beside that of the dispatch
         token_input.CHECK.raise_any(self.mesh, host, given.said)
         numbers = sum(math.prod(platform.local(p).shape) for p in platform.parameters(self.module).values())
-        worth = self.balance.rows_per_copy
-        if worth is None:  # there and back, against a row there and back and its gradients
-            worth = 2 * numbers * self.mesh.size() // (experts * 4 * max(tokens.shape[1], 1))
-        placement = plan(
-            host[:, :experts],
-            slots=self.balance.slots,
-            max_imbalance=self.balance.max_imbalance,
-            rows_per_copy=worth,
-        )
-        return placement, order
+        worth = self.balance.worth(numbers * self.mesh.size() // experts, tokens.shape[1])
+        return self.balance.plan(host[:, :experts], worth), order
 
 
 def _numbered(platform: Any, indices: Any, order: Any, placement: Placement, rank: int) -> Any:

@@ -19,7 +19,7 @@ from hyperep.styles import ExpertParallel, ExpertTensorParallel, ParallelStyle, 
 from hyperep.train.model import expert_modules
 from hyperep.train.settings import Settings
 
-__all__ = ["Parallel", "parallelize", "sharded_dimensions"]
+__all__ = ["Parallel", "expert_balance", "parallelize", "sharded_dimensions"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,19 @@ class Parallel:
         return () if self.mesh is None else self.mesh.mesh_dim_names or ()
 
 
+def expert_balance(settings: Settings) -> Balance | None:
+    """How far loads are evened out; ``None`` where they are not.
+
+    Here hot experts are copied also where that does not pay: what is trained is small, and is to be seen.
+    """
+    return Balance(slots=settings.balance_experts, rows_per_copy=0) if settings.balance_experts else None
+
+
 def parallelize(platform: Platform[Any], model: Module, settings: Settings) -> Parallel:
     """Distribute the experts of *model* over the world, in place, as *settings* say. Collective."""
     groups = platform.world_size // settings.tp
     style: ParallelStyle
-    # Here hot experts are copied also where that does not pay: what is trained is small, and is to be seen.
-    balance = Balance(slots=settings.balance_experts, rows_per_copy=0) if settings.balance_experts else None
+    balance = expert_balance(settings)
     if settings.style == "ep":
         mesh = experts_mesh = init_device_mesh(platform, (groups,), ("ep",))
         style = ExpertParallel(balance=balance, chunks=settings.chunks)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run tells about its load, and the trace that it leaves."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hyperep.exchange import balanced
+from hyperep.exchange.lending import plan_lending
 from hyperep.train.recorder import earlier_trace
 from hyperep.train.resume import settings_for
 from hyperep.workloads import Trace, choices, counts, read_trace, write_trace
@@ -33,6 +36,31 @@ def test_figures_are_those_of_the_trace(train, small, ranks, style, tp):
             assert figures["rank_rows"] == np.bincount(owner.ravel(), minlength=parts).tolist()
             assert figures["rows_crossed"] == int((owner != np.arange(parts)[:, None]).sum())
             assert (figures["copies"], figures["rows_saved"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("ranks", "style", "tp"), [(2, "ep", 1), (4, "ep", 1), (4, "etp", 2)])
+def test_figures_are_those_of_the_copies_that_layers_make(train, small, monkeypatch, ranks, style, tp):
+    made, told = Counter(), Counter()
+
+    def spied(platform, group, placement, rank):
+        if rank == 0:
+            made[placement.copies, placement.loads] += 1
+        return plan_lending(platform, group, placement, rank)
+
+    monkeypatch.setattr(balanced, "plan_lending", spied)
+    _, records = train(ranks, small(steps=3, style=style, tp=tp, balance_experts=1, record_trace=True))
+    for record in records:
+        for figures in record["load"]:
+            if figures["copies"]:
+                told[figures["copies"], tuple(figures["rank_rows"])] += tp
+    # The last forward is that of the checkpoint's check, which no record is of.
+    seen = Counter()
+    for (copies, loads), times in made.items():
+        seen[len(copies), loads] += times
+    assert told
+    assert not told - seen
+    assert (seen - told).total() <= 2 * tp
+    assert all(record["load"][0]["rows_saved"] >= 0 for record in records)
 
 
 def test_the_trace_does_not_depend_on_how_many_ranks_made_it(train, small):
