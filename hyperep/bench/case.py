@@ -15,6 +15,7 @@ from hyperep.bench.limit import Limit
 from hyperep.bench.naive import naive_layer
 from hyperep.bench.shapes import Shape
 from hyperep.bench.way import Way
+from hyperep.exchange.load import load_figures
 from hyperep.mesh import DeviceMesh
 from hyperep.styles import ExpertParallel
 
@@ -35,10 +36,15 @@ class Case:
         self.by_rows = Layer(data, mesh, ExpertParallel(exchange="rows"))
         # Its experts are not called; it has parameters of its own, so that their gradients are too.
         self.naive = Layer(data, mesh, ExpertParallel(), self._naive_experts)
-        self.limit = Limit(mesh, shape)
+        placement = way.placement(shape, mesh.size())
+        self.limit = Limit(mesh, shape, placement)
+        self.rows_limit = self.limit if placement is None else Limit(mesh, shape)
+        self.load = load_figures(shape.counts(mesh.size()).reshape(mesh.size(), shape.experts), placement)
         # Where exchanges are hidden: how long the layer waits for them otherwise, and what there is to hide.
         self.waiting = Layer(data, mesh, way.waiting.style) if way.chunks != 1 else None
         self.apart = Apart(mesh, shape, way.waiting.style) if way.chunks != 1 else None
+
+        self.plain = Layer(data, mesh, ExpertParallel(exchange=way.exchange)) if way.balance else None
 
     def contestants(self, naive: bool) -> dict[str, Callable[[], Any]]:
         """What is timed, by the names of the record."""
@@ -46,12 +52,14 @@ class Case:
             "forward": self.layer.forward,
             "forward_backward": self.layer.forward_backward,
             "limit": self.limit.tokens,
-            "rows_limit": self.limit.rows,
+            "rows_limit": self.rows_limit.rows,
             "rows": self.by_rows.forward_backward,
         }
         if self.waiting is not None and self.apart is not None:
             own |= {"waiting": self.waiting.forward_backward, "wire": self.apart.wire}
             own |= {"arithmetic": self.apart.arithmetic}
+        if self.plain is not None:
+            own["plain"] = self.plain.forward_backward
         return own | ({"naive": self.naive.forward_backward} if naive else {})
 
     def check(self, naive: bool) -> None:
@@ -63,6 +71,7 @@ class Case:
         names = ("the tokens", "tokens", "weights", *self.layer.parameters)
         wanted = (self.layer.forward(), *self.layer.forward_backward())
         others = {"exchange of rows": self.by_rows, "layer without chunks": self.waiting}
+        others["layer without copies"] = self.plain
         for way, other in (others | {"naive way": self.naive if naive else None}).items():
             if other is None:
                 continue

@@ -9,6 +9,7 @@ import numpy as np
 
 from hyperep.bench.data import random
 from hyperep.bench.shapes import Shape
+from hyperep.exchange.balance import Placement
 from hyperep.mesh import DeviceMesh
 
 __all__ = ["Limit", "Operands"]
@@ -30,12 +31,16 @@ class Operands(NamedTuple):
 
 
 class Limit:
-    """The exchanges and products of one rank's part of a layer, on numbers that are random."""
+    """The exchanges and products of one rank's part of a layer, on numbers that are random.
 
-    def __init__(self, mesh: DeviceMesh, shape: Shape) -> None:
+    With a *placement* of experts the rows are where it says; what its weights cost to move is not in the limit.
+    """
+
+    def __init__(self, mesh: DeviceMesh, shape: Shape, placement: Placement | None = None) -> None:
         self._platform, self._group, self._shape = mesh.platform, mesh.get_group(), shape
         rank, ranks = mesh.get_local_rank(), mesh.size()
-        counts, copies = shape.counts(ranks).sum(axis=2), shape.copies(ranks)  # [R, R] both
+        counts = shape.counts(ranks).sum(axis=2)  # [R, R], as copies are
+        copies = shape.copies(ranks) if placement is None else shape.placed_copies(placement)
         self._rows, self._copies = ((of[rank].tolist(), of[:, rank].tolist()) for of in (counts, copies))
         self._rng = np.random.default_rng([24, rank])
         self._row_data = self._both(self._rows, shape.dim, shape.dtype)
@@ -44,7 +49,8 @@ class Limit:
             self._random((sum(self._copies[0]), 2 * shape.top_k), "float32"),
             self._random((sum(self._copies[1]), shape.top_k), "float32"),
         )
-        sizes = [(sum(self._rows[1]), shape.hidden)]
+        rows = sum(self._rows[1]) if placement is None else placement.loads[rank]
+        sizes = [(rows, shape.hidden)]
         if shape.shared:
             sizes.append((len(shape.choices(rank, ranks)), shape.shared * shape.hidden))
         self.products = [self._operands(rows, shape.dim, hidden, shape.dtype) for rows, hidden in sizes]

@@ -21,6 +21,7 @@ from hyperep.bench.shapes import Shape
 from hyperep.bench.timeline import Watch
 from hyperep.bench.timing import interleaved, wait
 from hyperep.bench.way import Way
+from hyperep.exchange.faults import dtype_bytes
 from hyperep.mesh import init_device_mesh
 from hyperep.platform.protocol import Platform
 
@@ -79,6 +80,8 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
         "ranks": case.mesh.size(),
         "exchange": case.way.exchange,
         "chunks": case.way.chunks,
+        "balance": case.way.balance,
+        "load": case.load.as_dict(),
         "forward_ms": median["forward"],
         "forward_backward_ms": layer,
         "limit_ms": median["limit"],
@@ -88,6 +91,8 @@ def _record(case: Case, times: Mapping[str, np.ndarray], reason: str) -> dict[st
         "rows_limit_ms": median["rows_limit"],
         **{f"{name}_ms": median.get(name) for name in ("wire", "arithmetic", "waiting")},
         "speedup_over_waiting": median["waiting"] / layer if "waiting" in median else None,
+        "plain_ms": median.get("plain"),
+        "speedup_over_plain": median["plain"] / layer if "plain" in median else None,
         "naive_ms": median.get("naive"),
         "speedup_over_naive": median["naive"] / layer if "naive" in median else None,
         "naive_left_out": reason or None,
@@ -119,7 +124,12 @@ def count(platform: Platform[Any], shape: Shape, way: Way | None = None) -> dict
     backward = counting.take()
     sent = platform.from_host(np.array([forward.wire_bytes + backward.wire_bytes], dtype=np.int64))
     token_bytes, ranks = data.token_bytes, platform.world_size
-    by_tokens = theory.token_wire_bytes(shape.copies(ranks), shape.top_k, token_bytes, way.counted)
+    placement = way.placement(shape, ranks)
+    copies = shape.copies(ranks) if placement is None else shape.placed_copies(placement)
+    by_tokens = theory.token_wire_bytes(copies, shape.top_k, token_bytes, way.counted)
+    if placement is not None:
+        expert_bytes = 3 * shape.dim * shape.hidden * dtype_bytes(data.tokens.dtype)
+        by_tokens += 2 * len(placement.copies) * expert_bytes  # weights, and their gradients
     by_rows = theory.row_wire_bytes(shape.counts(ranks), token_bytes)
     return {
         "host_copies": forward.host_copies + backward.host_copies,

@@ -59,6 +59,13 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
         if r["chunks"] != 1
     ]
     lines += [
+        f"{_name(r)}: {r['speedup_over_plain']:.2f} times as fast as without copies ({r['plain_ms']:.0f} ms); "
+        f"{r['load']['copies']} copies take {r['load']['rows_saved']} rows from the fullest rank, which has "
+        f"{r['load']['rank_max_over_mean']:.2f} times the mean"
+        for r in records
+        if r["balance"]
+    ]
+    lines += [
         f"{_name(r)}: {r['wire_bytes']} bytes on the wire, but {r['wire_bytes_theory']} are needed"
         for r in records
         if r["wire_bytes"] != r["wire_bytes_theory"]

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from hyperep import workloads
+from hyperep.exchange.balance import Placement
 from hyperep.workloads import draws
 
 __all__ = ["PRESETS", "Shape", "preset"]
@@ -79,6 +80,18 @@ class Shape:
         return np.array(
             [[(owner == of).any(axis=1).sum() for of in range(owners)] for owner in by_rank], dtype=np.int64
         )
+
+    def placed_copies(self, placement: Placement) -> np.ndarray:
+        """Tokens by source rank and rank that computes one of their choices by a *placement*, int64 ``[R, R]``."""
+        ranks = placement.ranks
+        found = np.zeros((ranks, ranks), dtype=np.int64)
+        for source in range(ranks):
+            choices = self.choices(source, ranks)
+            order = choices.argsort(axis=None, kind="stable")
+            at = np.empty(choices.size, dtype=np.int64)
+            at[order] = placement.places(source) // placement.width
+            found[source] = [(at.reshape(choices.shape) == rank).any(axis=1).sum() for rank in range(ranks)]
+        return found
 
     def check(self, ranks: int) -> None:
         """Whether the shape can be spread over *ranks*.

@@ -56,6 +56,9 @@ def bench(
     chunks: Annotated[
         str, typer.Option(help="Parts in which tokens travel, so that one is computed while another does; or auto.")
     ] = "1",
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Compute hot experts in several places in the layer that is measured.")
+    ] = False,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -111,7 +114,8 @@ def bench(
     # The time of the naive way grows with the square of the experts: half a minute a step at the end of that sweep.
     naive = sweep is None if naive is None else naive
     how: dict[str, Any] = {"platform_name": platform, "ranks": ranks, "repetitions": repetitions, "naive": naive}
-    how["way"] = Way(exchange=exchange.value, chunks=_parts(chunks), timeline=timeline is not None)
+    how["way"] = Way(exchange=exchange.value, chunks=_parts(chunks), balance=balance, timeline=timeline is not None)
+    _ = how["way"].style  # what does not go together is told before ranks are started
     if calibrate and (sweep is not None or timeline is not None or len(shape or ()) > 1 or workload):
         raise ValueError(
             "--calibrate measures one shape in its own way; leave out --sweep, --timeline, --workload, other shapes"

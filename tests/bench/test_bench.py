@@ -365,6 +365,8 @@ def test_command_draws_a_sweep(tmp_path, capsys, monkeypatch):
         (["--workload", "trace", "--trace", "nowhere/a.npz"], "nowhere/a.npz"),
         (["--sweep", "skew", "--workload", "zipf"], "leave out --workload zipf"),
         (["--sweep", "top-k", "--workload", "zipf", "--workload", "drift"], "2 were given"),
+        (["--balance", "--chunks", "2"], "chunks=2 with Balance"),
+        (["--balance", "--exchange", "rows"], "exchange='rows' with Balance"),
         (["--calibrate", "--workload", "zipf"], "leave out --sweep, --timeline, --workload"),
         (["--sweep", "ranks", "--shape", "fine", "--shape", "coarse"], "2 were given"),
     ],

@@ -6,11 +6,13 @@ import pytest
 
 from hyperep.bench import theory
 from hyperep.bench.counting import nbytes
+from hyperep.bench.limit import Limit
 from hyperep.bench.program import count, run
 from hyperep.bench.shapes import Shape
 from hyperep.bench.way import Way
 from hyperep.exchange import row_input, token_input
 from hyperep.loopback import run as on_ranks
+from hyperep.mesh import init_device_mesh
 from hyperep.workloads import NAMES, Trace, write_trace
 
 SMALL = Shape(name="small", tokens=24, dim=6, hidden=10, experts=8, top_k=3)
@@ -50,6 +52,40 @@ def test_every_workload_moves_what_it_must(tmp_path, workload, ranks):
     np.fill_diagonal(crossing, 0)
     assert (found["wire_bytes"] > 0) == (ranks > 1)
     assert crossing.any() == (ranks > 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("workload", ["uniform", "zipf", "hot-expert", "hot-rank", "idle-rank"])
+def test_copies_move_tokens_elsewhere_and_weights_and_nothing_else(workload, ranks):
+    shape = Shape(**{**vars(SMALL), "workload": workload})
+    found = on_ranks(
+        lambda platform: run(platform, [vars(shape)], repetitions=1, naive=False, way={"balance": True}), ranks
+    )[0][0]
+    assert found["host_copies"] == (2 if ranks > 1 else 1)
+    assert found["wire_bytes"] == found["wire_bytes_theory"]
+    assert found["speedup_over_plain"] == pytest.approx(found["plain_ms"] / found["forward_backward_ms"])
+    plain = on_ranks(lambda platform: count(platform, shape), ranks)[0]
+    if workload == "hot-expert" and ranks > 1:
+        assert found["load"]["copies"] > 0
+        assert found["load"]["rank_max_over_mean"] < 1.3
+        assert found["wire_bytes"] != plain["wire_bytes"]
+    if workload == "uniform":
+        assert found["load"]["copies"] == 0
+        assert found["wire_bytes"] == plain["wire_bytes"]
+
+
+def test_the_limit_multiplies_the_rows_where_copies_are():
+    shape = Shape(**{**vars(SMALL), "workload": "hot-expert"})
+    placement = Way(balance=True).placement(shape, 2)
+
+    def on_rank(platform):
+        mesh = init_device_mesh(platform, (2,), ("ep",))
+        return [len(Limit(mesh, shape, of).products[0].x) for of in (None, placement)]
+
+    (plain_0, balanced_0), (plain_1, balanced_1) = on_ranks(on_rank, 2)
+    assert (plain_0, plain_1) == placement.before
+    assert (balanced_0, balanced_1) == placement.loads
+    assert plain_0 > balanced_0
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
