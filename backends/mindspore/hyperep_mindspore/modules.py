@@ -121,7 +121,7 @@ def _hand_out_contiguous_gradients(parameter: Parameter) -> None:
     collectives on the CPU change nothing in a view, and say nothing; and an all-reduce of the gradients is what users
     write. A copy of a cell has parameters without hooks, so this is done at each call, once for each parameter.
     """
-    if isinstance(parameter, Parameter) and parameter.requires_grad and not getattr(parameter, "hyperep_hooked", False):
+    if parameter.requires_grad and not getattr(parameter, "hyperep_hooked", False):
         parameter.register_hook(contiguous)
         parameter.hyperep_hooked = True
 
@@ -150,17 +150,23 @@ def _in_dtype(value: Any, dtype: Any) -> Any:
 
 @contextlib.contextmanager
 def given(cell: nn.Cell, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, tensors stand in the places of parameters, by path."""
+    """Within the block, tensors stand in the places of parameters, by path.
+
+    They are attributes of the cell's own, which are found before its parameters; those stay where they are, because
+    MindSpore looks through them at each call.
+    """
     owners = dict(cell.cells_and_names())
-    places = {path: (owners[path.rpartition(".")[0]]._params, path.rpartition(".")[2]) for path in parameters}
-    before = {path: held[name] for path, (held, name) in places.items()}
+    places = [(owners[path.rpartition(".")[0]].__dict__, path.rpartition(".")[2], path) for path in parameters]
+    before = [(held, name, held[name]) for held, name, _ in places if name in held]
     try:
-        for path, (held, name) in places.items():
+        for held, name, path in places:
             held[name] = parameters[path]
         yield
     finally:
-        for path, (held, name) in places.items():
-            held[name] = before[path]
+        for held, name, _ in places:
+            held.pop(name, None)
+        for held, name, value in before:
+            held[name] = value
 
 
 class ShardedParameter:
