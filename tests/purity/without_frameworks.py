@@ -76,21 +76,34 @@ def errors():
 
 
 class Missing:
-    """Frameworks are not installed; which of them were asked for is noted."""
+    """In the place of all finders: frameworks are not installed, and which of them were asked for is noted."""
 
-    def __init__(self):
+    def __init__(self, finders):
+        self.finders = list(finders)
         self.asked_for = []
 
     def find_spec(self, name, path=None, target=None):
-        """Have an import of a framework fail, and leave all others to the other finders."""
+        """Find no framework, which is what a probe and an import see where there is none."""
         if name.partition(".")[0] in FRAMEWORKS:
             self.asked_for.append(name)
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        found = (finder.find_spec(name, path, target) for finder in self.finders)
+        return next((spec for spec in found if spec is not None), None)
+
+    def find_distributions(self, *context):
+        """What is installed, for entry points."""
+        for finder in self.finders:
+            yield from getattr(finder, "find_distributions", lambda *context: ())(*context)
+
+    def invalidate_caches(self):
+        """Pass it on."""
+        for finder in self.finders:
+            getattr(finder, "invalidate_caches", lambda: None)()
 
 
 if __name__ == "__main__":
-    missing = Missing()
-    sys.meta_path.insert(0, missing)
+    missing = Missing(sys.meta_path)
+    sys.meta_path[:] = [missing]
     report = {"states": states()}
     missing.asked_for.clear()  # the probes of the backends that are installed look for their frameworks
     report["errors"] = errors()
