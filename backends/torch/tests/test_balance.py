@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 import hyperep
-from hyperep.exchange import balanced
+from hyperep.exchange import balance as planner
 
 DIM, HIDDEN, EXPERTS, TOP_K = 8, 6, 8, 2
 EVEN = hyperep.Balance(slots=2, max_imbalance=1.0, rows_per_copy=0)
@@ -84,17 +84,17 @@ def _agree(found, wanted, tolerance=1e-5):
 def _copying(function):
     """The result of *function*, which must have copied experts."""
     seen = []
-    original = balanced.plan
+    original = planner.plan
 
     def noting(*arguments, **options):
         seen.append(original(*arguments, **options))
         return seen[-1]
 
-    balanced.plan = noting
+    planner.plan = noting
     try:
         result = function()
     finally:
-        balanced.plan = original
+        planner.plan = original
     assert seen
     assert all(placement.copies for placement in seen)
     return result

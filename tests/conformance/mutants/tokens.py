@@ -559,7 +559,7 @@ class CopiesThatNobodyNeeds(LoopbackPlatform):
     """Ranks are made even also where they are even enough."""
 
     core: ClassVar = {
-        "hyperep.exchange.balanced:plan": lambda plan: (
-            lambda counts, *, slots, max_imbalance, rows_per_copy: plan(counts, slots=slots, max_imbalance=1.0)
+        "hyperep.exchange.balance:plan": lambda plan: (
+            lambda counts, *, slots, max_imbalance, rows_per_copy=0: plan(counts, slots=slots, max_imbalance=1.0)
         )
     }
