@@ -6,7 +6,7 @@ import pytest
 
 from hyperep.loopback import run
 
-ALONE = ["every_default_is_tested", "numbers", "identities", "sums_of_rows", "products"]
+ALONE = ["every_default_is_tested", "refusals", "numbers", "identities", "sums_of_rows", "products"]
 
 
 @pytest.mark.parametrize("case", ALONE)

@@ -11,6 +11,7 @@ import pytest
 from measure import relative, replaced, rows
 
 from hyperep.platform.base import PlatformBase
+from hyperep.platform.errors import UnsupportedCapability
 
 BUILT = [
     name
@@ -70,6 +71,7 @@ def every_default_is_tested(_platform):
             "stop_gradient",
             "from_local",
             "adopt_mesh",
+            "functional_call",
             "reduce_scatter",
             "permute_rows",
             "sum_rows",
@@ -77,6 +79,12 @@ def every_default_is_tested(_platform):
         *("grouped_matmul", "swiglu", "grouped_swiglu", "differentiable_all_to_all_single"),
         *("copy_to_group", "reduce_from_group"),
     }
+
+
+def refusals(platform):
+    """What cannot be built from other members is refused, by the capability that it belongs to."""
+    with pytest.raises(UnsupportedCapability, match="functional_call"):
+        by_default(platform).functional_call(object(), {}, len, [])
 
 
 def numbers(platform):
