@@ -25,7 +25,7 @@ from typing import Any
 from hyperep.exchange.calibration import CHUNKS, Calibration, Load, choose_chunks, fitting, tell
 from hyperep.exchange.copies import own_choices
 from hyperep.exchange.faults import dtype_bytes
-from hyperep.exchange.routed import RoutedExperts
+from hyperep.exchange.routed import RoutedExperts, added_to
 from hyperep.exchange.schedule import Steps, bounds, follow, schedule
 from hyperep.exchange.tokens import (
     TokenDispatchContext,
@@ -100,19 +100,19 @@ class OverRanksInChunks:
         """
         platform = self.mesh.platform
         own, beside = ([] if of is None else list(platform.parameters(of).values()) for of in (self.module, meanwhile))
-        if isinstance(self.chunks, Auto):
+        parts: dict[str, Any]
+        if self.mesh.size() == 1:  # nothing travels
+            parts = {}
+        elif isinstance(self.chunks, Auto):
             auto = functools.partial(self.chunks.choose, self, tokens, indices, own)
-            parts: dict[str, Any] = {"parts": CHUNKS[-1], "choose": auto}
+            parts = {"parts": CHUNKS[-1], "choose": auto}
         else:
             parts = {"parts": self.chunks}
         plans = plan_dispatch(tokens, indices, weights, self.mesh, num_experts=self.num_experts, **parts)
         if len(plans) == 1:
             arrived = dispatch_planned(tokens, indices, weights, plans[0])
             out = combine_tokens(self.experts(*arrived, rows=plans[0].rows), plans[0])
-            return out if meanwhile is None else out + meanwhile(tokens)
-        if self.mesh.size() == 1:
-            out = self.experts(tokens, indices, weights, rows=sum(plan.rows for plan in plans))
-            return out if meanwhile is None else out + meanwhile(tokens)
+            return added_to(out, meanwhile, tokens)
         call = _Call(self, plans, join_choices(platform, indices, weights), meanwhile, own, beside)
         inputs = (tokens, weights, *map(platform.local, own), *map(platform.local, beside))
         return platform.custom_vjp(call.forward, call.backward)(*inputs)

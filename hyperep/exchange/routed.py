@@ -26,11 +26,12 @@ from typing import Any
 from hyperep.exchange.expansion import expand_tokens, merge_rows, plan_routes
 from hyperep.exchange.tokens import combine_tokens, dispatch_tokens
 from hyperep.mesh import DeviceMesh
-from hyperep.platform.protocol import Group, Platform
+from hyperep.platform.protocol import Group, Module, Platform
 
 __all__ = [
     "RoutedExperts",
     "RowExperts",
+    "added_to",
     "in_slices",
     "over_ranks",
     "routed_from_rows",
@@ -66,6 +67,11 @@ def rows_from_routed(platform: Platform[Any], experts: RoutedExperts) -> RowExpe
         return experts(rows, xp.reshape(xp.astype(numbers, xp.int64), (count, 1)), one_each, rows=count)
 
     return by_row
+
+
+def added_to(out: Any, meanwhile: Module | None, x: Any) -> Any:
+    """*out*, and what the module *meanwhile* makes of *x*, if there is one."""
+    return out if meanwhile is None else out + meanwhile(x)
 
 
 def over_ranks(experts: RoutedExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:

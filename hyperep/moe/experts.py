@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyperep.exchange.routed import routed_from_rows
+from hyperep.exchange.routed import added_to, routed_from_rows
 from hyperep.moe.config import require_whole
 from hyperep.moe.init import Seed, generator, uniform_fan_in
 from hyperep.platform.protocol import Module, Platform
@@ -83,4 +83,4 @@ def experts_forward(
         out = by_row(x, *routing)
     else:
         out = routed_from_rows(platform, by_row, num_experts)(x, *routing, rows=rows)
-    return out if meanwhile is None else out + meanwhile(x)
+    return added_to(out, meanwhile, x)

@@ -23,7 +23,7 @@ from typing import Any
 from hyperep.exchange.routed import RoutedExperts, RowExperts, routed_from_rows, rows_from_routed
 from hyperep.platform.protocol import Module, Platform
 
-__all__ = ["ROWS", "TOKENS", "LocalExperts", "added_to", "declared_calls", "require_call"]
+__all__ = ["ROWS", "TOKENS", "LocalExperts", "declared_calls", "require_call"]
 
 ROWS, TOKENS = "rows", "tokens"
 _CALLS = {ROWS: "experts(rows, tokens_per_expert)", TOKENS: "experts(tokens, indices, weights)"}
@@ -57,11 +57,6 @@ def require_call(style: str, calls: tuple[str, ...], inputs: tuple[Any, ...]) ->
         f"with {len(inputs)} positional inputs; apply the style to the experts, not to the layer around them. "
         f"{_both_kinds().capitalize()}"
     )
-
-
-def added_to(out: Any, meanwhile: Module | None, x: Any) -> Any:
-    """*out*, and what the module *meanwhile* makes of *x*, if there is one."""
-    return out if meanwhile is None else out + meanwhile(x)
 
 
 @dataclass(frozen=True)

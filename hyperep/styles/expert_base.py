@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from hyperep.exchange.chunks import OverRanksInChunks
-from hyperep.exchange.routed import RoutedExperts, RowExperts, routed_from_rows
+from hyperep.exchange.routed import RoutedExperts, RowExperts, added_to, routed_from_rows
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
-from hyperep.styles.calls import ROWS, LocalExperts, added_to, declared_calls, require_call
+from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle

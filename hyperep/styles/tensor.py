@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hyperep.distribute import distribute_parameter
-from hyperep.exchange.routed import in_slices
+from hyperep.exchange.routed import added_to, in_slices
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
-from hyperep.styles.calls import ROWS, LocalExperts, added_to, declared_calls, require_call
+from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
 from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.slices import TensorSlices
