@@ -115,6 +115,9 @@ def test_integers_are_exact() -> None:
     """Integers that go through a floating point type."""
     large = np.array([2**60 + 1, -(2**60) - 3, 5])
     x = Tensor(large)
+    past = 2**53 + 1  # the first integer that no double is
+    for arange in (mint.arange, ops.arange):
+        np.testing.assert_array_equal(arange(past, past + 7, 2).asnumpy(), np.arange(past, past + 7, 2))
     np.testing.assert_array_equal((x + 1 - 1).asnumpy(), large)
     np.testing.assert_array_equal(mint.cumsum(x, 0).asnumpy(), large.cumsum())
     np.testing.assert_array_equal(mint.index_select(x, 0, Tensor([2, 0])).asnumpy(), large[[2, 0]])
@@ -132,3 +135,39 @@ def test_a_stable_sort_is_stable_and_another_is_not(descending: bool) -> None:
     other = ops.argsort(Tensor(x), 1, descending).asnumpy()
     np.testing.assert_array_equal(np.take_along_axis(x, other, 1), np.take_along_axis(x, expected, 1))
     assert (other != expected).any()
+
+
+def test_in_place_through_a_view() -> None:
+    """A result that is written beside the tensor, or over its neighbours."""
+    x, y = Tensor(X), X.copy()
+    rows, slope = x[1:3], Tensor(X[0])
+    rows += slope
+    rows -= 3.0 * Tensor(X[1:3])
+    y[1:3] += X[0] - 3 * X[1:3]
+    np.testing.assert_allclose(x.asnumpy(), y, rtol=1e-5, atol=1e-6)
+
+
+def test_descent_with_momentum_begins_with_the_first_gradient() -> None:
+    """Against MindSpore's formula; where ``stat`` is positive, the velocity is the gradient itself."""
+    parameters, gradient, velocity = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
+    stat = np.array([1.5, -0.3, 0.2, -0.7], np.float32)
+    held = [ms.Parameter(Tensor(x), name=name) for name, x in (("p", parameters), ("v", velocity), ("s", stat))]
+    ops.SGD(dampening=0.25, weight_decay=0.5)(
+        held[0], Tensor(gradient), Tensor(0.125, ms.float32), held[1], Tensor(0.75, ms.float32), held[2]
+    )
+    slope = gradient + 0.5 * parameters
+    expected = np.where(stat > 0, slope, 0.75 * velocity + 0.75 * slope)
+    np.testing.assert_allclose(held[1].asnumpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(held[0].asnumpy(), parameters - 0.125 * expected, rtol=1e-6)
+    assert not held[2].asnumpy().any()
+
+
+def test_an_optimizer_of_mindspore_steps() -> None:
+    """It counts its steps by an operator that writes into its input."""
+    weight = ms.Parameter(Tensor(X), name="weight")
+    optimizer = ms.nn.SGD([weight], learning_rate=0.5, momentum=0.5)
+    for _ in range(2):
+        optimizer((Tensor(X),))
+    # The velocities are X and then 1.5 X.
+    np.testing.assert_allclose(weight.asnumpy(), X - 0.5 * X - 0.75 * X, rtol=1e-6)
+    assert optimizer.global_step.asnumpy() == 2

@@ -8,7 +8,9 @@ it themselves. So the forward is called on a stand-in, which shares everything w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -61,7 +63,7 @@ def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
         ValueError: one is replicated over ranks, and its gradient would be that of this rank's tokens alone.
     """
     own = module._parameters.items()
-    given = _given.get().get(id(module), {})
+    given = _given_to(module)
     distributed = {name: p for name, p in own if isinstance(p, DTensor) and name not in given}
     if torch.is_grad_enabled():
         for name, parameter in distributed.items():
@@ -88,14 +90,42 @@ def call_with_given(
     for path, value in parameters.items():
         owner, _, name = path.rpartition(".")
         given.setdefault(id(module.get_submodule(owner)), {})[name] = value
-    token = _given.set({**_given.get(), **given})
-    try:
-        return function(*inputs, **kwargs)
-    finally:
-        _given.reset(token)
+    with _counted():
+        token = _given.set({**_given.get(), **given})
+        try:
+            return function(*inputs, **kwargs)
+        finally:
+            _given.reset(token)
 
 
 _given: ContextVar[Mapping[int, Mapping[str, torch.Tensor]]] = ContextVar("given parameters by module", default={})  # noqa: B039 (never changed)
+
+_any_given = False
+"""Whether any thread is in :func:`call_with_given`. It guards compiled graphs, as a ContextVar does not."""
+
+_calls = 0
+_calls_lock = threading.Lock()
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    _count(1)
+    try:
+        yield
+    finally:
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _any_given, _calls
+    with _calls_lock:
+        _calls += change
+        _any_given = _calls > 0
+
+
+def _given_to(module: nn.Module) -> Mapping[str, torch.Tensor]:
+    """A graph that was compiled where nothing is given does not serve where something is; there the compiler breaks."""
+    return _given.get().get(id(module), {}) if _any_given else {}
 
 
 def call_opened(module: nn.Module, forward: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
@@ -118,7 +148,7 @@ def _stand_in(module: nn.Module) -> nn.Module:
         if child is not None and not isinstance(child, FSDPModule) and (stand_in := _stand_in(child)) is not child
     }
     parts, buffers = {}, {}
-    given = _given.get().get(id(module), {})
+    given = _given_to(module)
     if _SHARDS in module.__dict__ or given:
         shards = module.__dict__.get(_SHARDS, ())
         parts = {name: part for name, part in own_parts(module).items() if name in shards or name in given}

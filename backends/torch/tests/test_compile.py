@@ -119,3 +119,16 @@ def test_the_compiler_is_imported_by_what_is_compiled_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_a_compiled_module_sees_the_tensors_that_a_call_gives_it(platform):
+    """Before the call, in it and after it: no graph was compiled for the others' tensors."""
+    experts = hep.GroupedExperts(8, 16, 4)
+    x, sizes = torch.randn(9, 8), torch.tensor([4, 0, 3, 2])
+    zeros = {name: torch.zeros_like(p) for name, p in experts.named_parameters()}
+    wanted = experts(x, sizes)
+    torch._dynamo.reset()
+    compiled = torch.compile(experts, backend="aot_eager")
+    for _ in range(2):
+        assert (compiled(x, sizes) - wanted).abs().max() < 1e-6
+        assert not platform.functional_call(experts, zeros, compiled, x, sizes).any()

@@ -115,12 +115,13 @@ aclError aclopSetAttrDataType(aclopAttr *attributes, const char *name, aclDataTy
     return aclopSetAttrInt(attributes, name, value);
 }
 
-// Attributes of other kinds; no operator that is emulated has one.
-aclError aclopSetAttrFloat(aclopAttr *, const char *, float)
+aclError aclopSetAttrFloat(aclopAttr *attributes, const char *name, float value)
 {
+    attributes->numbers[name] = value;
     return ACL_SUCCESS;
 }
 
+// Attributes of other kinds; no operator that is emulated has one.
 aclError aclopSetAttrString(aclopAttr *, const char *, const char *)
 {
     return ACL_SUCCESS;

@@ -26,6 +26,7 @@ struct aclDataBuffer {
 
 struct aclopAttr {
     std::map<std::string, int64_t> integers;
+    std::map<std::string, double> numbers;
 };
 
 #endif

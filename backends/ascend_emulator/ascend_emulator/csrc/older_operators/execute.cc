@@ -21,6 +21,12 @@ struct Operands {
         return found == attributes.integers.end() ? otherwise : found->second;
     }
 
+    double rate(const char *name) const
+    {
+        auto found = attributes.numbers.find(name);
+        return found == attributes.numbers.end() ? 0 : found->second;
+    }
+
     // The number that an input holds.
     int64_t integer(size_t input) const { return read<int64_t>(in[input])[0]; }
 
@@ -72,11 +78,10 @@ void cumulative_sum(const Operands &of)
 
 void range(const Operands &of)
 {
-    Array<double> values(static_cast<size_t>(count(of.out[0].sizes)));
-    for (size_t k = 0; k < values.size(); k++) {
-        values[k] = of.number(0) + static_cast<double>(k) * of.number(2);
-    }
-    write(of.out[0], values);
+    with_wide(is_floating(of.out[0].type), [&](auto wide) {
+        using W = decltype(wide);
+        evenly_spaced(read<W>(of.in[0])[0], read<W>(of.in[2])[0], of.out[0]);
+    });
 }
 
 void unsorted_segment_sum(const Operands &of)
@@ -110,6 +115,48 @@ void sqrt_gradient(const Operands &of)
     write(of.out[0], y);
 }
 
+// An operator with an output of the same name as an input writes into that input; the output may be elsewhere.
+template <class W> void update(const aclTensor &reference, const aclTensor &output, const Array<W> &values)
+{
+    write(reference, values);
+    write(output, values);
+}
+
+void add_to(const Operands &of)
+{
+    with_wide(is_floating(of.in[0].type), [&](auto wide) {
+        using W = decltype(wide);
+        auto sum = read<W>(of.in[0]);
+        const auto value = read<W>(of.in[1], of.in[0].sizes);
+        for (size_t k = 0; k < sum.size(); k++) {
+            sum[k] += value[k];
+        }
+        update(of.in[0], of.out[0], sum);
+    });
+}
+
+// Momentum begins with the first gradient itself, for which `stat` is positive.
+void descend(const Operands &of)
+{
+    auto parameters = read<double>(of.in[0]), velocity = read<double>(of.in[3]), stat = read<double>(of.in[5]);
+    const auto gradient = read<double>(of.in[1]);
+    const double rate = of.number(2), momentum = of.number(4);
+    const bool nesterov = of.attribute("nesterov", 0) != 0;
+    for (size_t k = 0; k < parameters.size(); k++) {
+        const double slope = gradient[k] + of.rate("weight_decay") * parameters[k];
+        if (momentum <= 0) {
+            parameters[k] -= rate * slope;
+            continue;
+        }
+        velocity[k] = stat[k] > 0 ? slope : momentum * velocity[k] + (1 - of.rate("dampening")) * slope;
+        stat[k] = 0;
+        parameters[k] -= rate * (nesterov ? slope + momentum * velocity[k] : velocity[k]);
+    }
+    write(of.in[3], velocity);
+    write(of.in[5], stat);
+    update(of.in[0], of.out[0], parameters);
+}
+
 // The same elements in the same order, whatever the sizes.
 void move(const Operands &of)
 {
@@ -123,6 +170,7 @@ struct Older {
 };
 
 const Older table[] = {
+    {"AssignAdd", ALL & ~BOOLEAN, add_to},
     {"Cumsum", ALL & ~BOOLEAN, cumulative_sum},
     {"ExpandDims", ALL, move},
     {"Fill", ALL, [](const Operands &of) { fill(of.out[0], of.number(1), of.integer(1)); }},
@@ -133,6 +181,7 @@ const Older table[] = {
     {"Pack", ALL, pack},
     {"Range", FLOATS_AND_DOUBLE | INDICES, range},
     {"Reshape", ALL, move},
+    {"SGD", only(ACL_FLOAT16) | only(ACL_FLOAT), descend},
     {"Sort", (FLOATS | INTEGERS), sort_by},
     {"SqrtGrad", FLOATS_AND_DOUBLE, sqrt_gradient},
     {"TensorMove", ALL, move},

@@ -132,6 +132,16 @@ template <class Value> Kernel with_scalar(const aclTensor &a, const aclScalar &b
         });                                                                                                            \
     })
 
+#define IN_PLACE_WITH_ALPHA(NAME, SIGN)                                                                                \
+    OPERATOR(NAME, (const aclTensor *self, const aclTensor *other, const aclScalar *alpha), {                          \
+        call.check("selfRef", *self, ALL);                                                                             \
+        call.check("other", *other, ALL);                                                                              \
+        call.broadcasts("other", *other, *self);                                                                       \
+        return binary(*self, *other, *self, [k = *alpha, type = other->type](auto a, auto b) {                         \
+            return a SIGN scalar_beside<decltype(b)>(k, type) * b;                                                     \
+        });                                                                                                            \
+    })
+
 #define SCALAR_WITH_ALPHA(NAME, SIGN)                                                                                  \
     OPERATOR(NAME, (const aclTensor *self, const aclScalar *other, const aclScalar *alpha, const aclTensor *out), {    \
         call.check("self", *self, ALL);                                                                                \
@@ -145,6 +155,8 @@ template <class Value> Kernel with_scalar(const aclTensor &a, const aclScalar &b
 
 WITH_ALPHA(aclnnAdd, +)
 WITH_ALPHA(aclnnSub, -)
+IN_PLACE_WITH_ALPHA(aclnnInplaceAdd, +)
+IN_PLACE_WITH_ALPHA(aclnnInplaceSub, -)
 SCALAR_WITH_ALPHA(aclnnAdds, +)
 SCALAR_WITH_ALPHA(aclnnSubs, -)
 

@@ -12,6 +12,16 @@ aclTensor narrowed(aclTensor tensor, int64_t dim, int64_t start, int64_t size);
 
 void fill(const aclTensor &out, double number, int64_t integer);
 
+// first, first + step, ..., as many as *out* has room for. W is int64_t or double.
+template <class W> void evenly_spaced(W first, W step, const aclTensor &out)
+{
+    Array<W> values(static_cast<size_t>(count(out.sizes)));
+    for (size_t k = 0; k < values.size(); k++) {
+        values[k] = first + static_cast<W>(k) * step;
+    }
+    write(out, values);
+}
+
 // to = from, broadcast, as to's type.
 void copy(const aclTensor &from, const aclTensor &to);
 

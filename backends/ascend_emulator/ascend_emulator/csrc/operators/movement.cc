@@ -36,11 +36,11 @@ OPERATOR(aclnnArange, (const aclScalar *start, const aclScalar *end, const aclSc
                  "from " + std::to_string(start->number) + " to " + std::to_string(end->number) + " by steps of " +
                      std::to_string(step->number));
     return [start = *start, step = *step, out = *out] {
-        Array<double> values(static_cast<size_t>(count(out.sizes)));
-        for (size_t k = 0; k < values.size(); k++) {
-            values[k] = start.number + static_cast<double>(k) * step.number;
+        if (is_floating(out.type)) {
+            evenly_spaced(start.number, step.number, out);
+        } else {
+            evenly_spaced(start.integer, step.integer, out);
         }
-        write(out, values);
     };
 })
 
