@@ -131,8 +131,10 @@ def on_rank(arguments: argparse.Namespace) -> None:
     """What each rank does; rank 0 prints."""
     import torch
     import torch.distributed as dist
+    from hyperep_torch.host_memory import keep_memory
     from hyperep_torch.platform import join
 
+    keep_memory()  # as ranks that hyperep starts do
     torch.set_num_threads(1)
     # The machines share their disk, and have no server for names, which a store on a socket would ask for minutes.
     where = {"rank": int(os.environ["RANK"]), "world_size": arguments.nodes * arguments.ranks}

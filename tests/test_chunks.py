@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperep.exchange.schedule import Action, Step, Steps, bounds, follow, schedule
+from hyperep.exchange.schedule import Action, Step, Steps, bounds, follow, joined, schedule
 from hyperep.loopback import run
 
 LIFE = [Action.SEND, Action.RECEIVE, Action.COMPUTE, Action.RETURN, Action.COLLECT]
@@ -75,7 +75,19 @@ def test_bounds_cover_all_rows_evenly(rows, parts):
     assert [i for a, b in found for i in range(a, b)] == list(range(rows))
     sizes = [b - a for a, b in found]
     assert len(sizes) == parts
-    assert max(sizes) - min(sizes) <= 1
+    between = sizes[1:-1] if parts > 2 else sizes
+    assert max(between) - min(between) <= 1
+    for size in sizes if parts < 3 else (sizes[0], sizes[-1]):
+        assert abs(size - between[0] / (2 if parts > 2 else 1)) < 1.5
+
+
+@given(st.integers(0, 50), st.integers(1, 5), st.integers(1, 4))
+def test_joined_runs_cover_the_same_rows(rows, parts, each):
+    cuts = bounds(rows, parts * each)
+    found = joined(cuts, parts)
+    assert len(found) == parts
+    assert [i for a, b in found for i in range(a, b)] == list(range(rows))
+    assert {edge for run in found for edge in run} <= {edge for run in cuts for edge in run}
 
 
 def test_steps_are_values():

@@ -26,7 +26,7 @@ from hyperep.exchange.calibration import CHUNKS, Calibration, Load, choose_chunk
 from hyperep.exchange.copies import own_choices
 from hyperep.exchange.faults import dtype_bytes
 from hyperep.exchange.routed import RoutedExperts, added_to
-from hyperep.exchange.schedule import Steps, bounds, follow, schedule
+from hyperep.exchange.schedule import Steps, follow, schedule
 from hyperep.exchange.tokens import (
     TokenDispatchContext,
     add_up,
@@ -136,12 +136,11 @@ class _Call:
     def forward(self, tokens: Any, weights: Any, *parameters: Any) -> tuple[Any, tuple[Any, ...]]:
         """Output, and residuals of custom_vjp."""
         platform, plans, dtype = self.of.mesh.platform, self.plans, weights.dtype
-        cuts = bounds(tokens.shape[0], len(plans))
         sums: dict[int, Any] = {}
 
         def send(part: int) -> Any:
-            begin, end = cuts[part]
-            return [to_owners(x[begin:end], plans[part], async_op=True) for x in (self.choices, tokens)]
+            plan = plans[part]
+            return [to_owners(x[plan.part], plan, async_op=True) for x in (self.choices, tokens)]
 
         def compute(part: int, arrived: Any) -> Any:
             plan = plans[part]
@@ -183,14 +182,12 @@ class _Call:
         """Gradients of tokens, weights and parameters."""
         platform, plans, cotangent = self.of.mesh.platform, self.plans[::-1], cotangents[0]
         xp, dtype, last = platform.xp, residuals[0].dtype, len(self.plans) - 1
-        cuts = bounds(cotangent.shape[0], len(plans))[::-1]
         found: dict[int, tuple[Any, Any]] = {}
         own: list[Any] = []
         beside: list[Any] = []
 
         def send(part: int) -> Any:
-            begin, end = cuts[part]
-            return to_owners(cotangent[begin:end], plans[part], async_op=True)
+            return to_owners(cotangent[plans[part].part], plans[part], async_op=True)
 
         def compute(part: int, arrived: Any) -> Any:
             tokens, weights, *gradients = self._pull(last - part)(arrived)

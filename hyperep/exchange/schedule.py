@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Action", "Step", "Steps", "bounds", "follow", "schedule"]
+__all__ = ["Action", "Step", "Steps", "bounds", "follow", "joined", "schedule"]
 
 
 class Action(enum.StrEnum):
@@ -119,6 +119,17 @@ def follow(order: tuple[Step, ...], steps: Steps) -> None:
 
 
 def bounds(rows: int, parts: int) -> list[tuple[int, int]]:
-    """Where each of *parts* begins and ends among *rows*; their sizes differ by one at most, and may be zero."""
-    cuts = [rows * part // parts for part in range(parts + 1)]
-    return list(itertools.pairwise(cuts))
+    """Where each of *parts* begins and ends among *rows*; some may have none.
+
+    The first and the last are half as large as those between them, of three parts or more: nothing is computed while
+    the first is on its way to where it is computed, nor while the last one is on its way back.
+    """
+    halves = parts if parts < 3 else 2 * parts - 2
+    edges = range(parts + 1) if parts < 3 else [0, *range(1, halves, 2), halves]
+    return list(itertools.pairwise(rows * edge // halves for edge in edges))
+
+
+def joined(cuts: list[tuple[int, int]], parts: int) -> list[tuple[int, int]]:
+    """The runs of :func:`bounds` joined to fewer *parts*, a divisor of what there are."""
+    each = len(cuts) // parts
+    return [(cuts[first][0], cuts[first + each - 1][1]) for first in range(0, len(cuts), each)]

@@ -31,7 +31,7 @@ from typing import Any
 from hyperep.exchange import token_input
 from hyperep.exchange.copies import Copies, own_choices, plan_copies
 from hyperep.exchange.lending import Lending
-from hyperep.exchange.schedule import bounds
+from hyperep.exchange.schedule import bounds, joined
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Group, Platform
 
@@ -66,6 +66,8 @@ class TokenDispatchContext:
     """Number of this rank's first expert."""
     owned: int
     """How many it owns."""
+    part: slice
+    """Which of the rank's tokens."""
     copies: Copies | None = field(repr=False)
     """Which copies were sent; ``None`` on a mesh of one rank, where tokens stay as they are."""
 
@@ -139,7 +141,7 @@ def plan_dispatch(
     sent, arriving = (token_input.Counts.of(message, parts) for message in (sent_host, received_host))
     if choose is not None:
         parts = choose(token_input.most_tokens(received_host))
-        cuts, sent, arriving = bounds(tokens.shape[0], parts), sent.joined(parts), arriving.joined(parts)
+        cuts, sent, arriving = joined(cuts, parts), sent.joined(parts), arriving.joined(parts)
     return [
         TokenDispatchContext(
             platform=platform,
@@ -149,9 +151,10 @@ def plan_dispatch(
             rows=arriving.choices[part],
             first=mesh.get_local_rank() * owned,
             owned=owned,
-            copies=None if ranks == 1 else plan_copies(platform, given.by_rank[:, a:b], splits),
+            part=slice(*cut),
+            copies=None if ranks == 1 else plan_copies(platform, given.by_rank[:, slice(*cut)], splits),
         )
-        for part, ((a, b), splits) in enumerate(zip(cuts, sent.copies, strict=True))
+        for part, (cut, splits) in enumerate(zip(cuts, sent.copies, strict=True))
     ]
 
 
