@@ -143,6 +143,15 @@ def test_every_rank_chooses_the_same_by_the_tokens_of_the_fullest(tmp_path, monk
     assert any(reason.startswith("2 chunks for 3 tokens: wire") for reason in reasons)
 
 
+@pytest.mark.parametrize("chosen", [1, 2, 4, 8])
+def test_parts_that_were_counted_are_joined(tmp_path, monkeypatch, chosen):
+    """Counts of joined parts with the bounds of as many that are not."""
+    monkeypatch.setenv("HYPEREP_CALIBRATION", str(tmp_path / "kept.json"))
+    monkeypatch.setitem(token_cases.WAYS, "auto", ({"chunks": "auto"}, ("ep",), "ep"))
+    monkeypatch.setattr("hyperep.exchange.chunks.choose_chunks", lambda calibration, load: (chosen, "by the test"))
+    run(lambda platform: token_cases.agrees(platform, "auto", (2,)), 2)
+
+
 def test_ranks_that_measured_differently_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HYPEREP_CALIBRATION", str(tmp_path / "kept.json"))
 
