@@ -9,6 +9,7 @@ import token_cases
 import hyperep
 from hyperep.loopback import run
 from hyperep.moe import GroupedExperts
+from hyperep.workloads import NAMES
 
 GRID = [
     *(("tokens", (ranks,)) for ranks in (1, 2, 4)),
@@ -44,6 +45,12 @@ def size(shape):
 @pytest.mark.parametrize("kind", ["both", "tokens"])
 def test_agrees_with_a_loop(kind, way, shape):
     on(size(shape), token_cases.agrees, way, shape, kind)
+
+
+@pytest.mark.parametrize(("way", "shape"), [entry for entry in GRID if "balanced" in entry[0]])
+@pytest.mark.parametrize("workload", NAMES)
+def test_agrees_with_a_loop_under_uneven_loads(workload, way, shape):
+    on(size(shape), token_cases.agrees, way, shape, workload=workload)
 
 
 @pytest.mark.parametrize(("way", "shape"), [("tokens", (2,)), ("2 chunks", (2,)), ("levels", (2, 2)), ("etp", (2, 2))])

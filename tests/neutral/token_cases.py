@@ -16,6 +16,7 @@ from hyperep.exchange.copies import choices_by_rank, plan_copies
 from hyperep.exchange.token_input import HEADER
 from hyperep.moe import GroupedExperts, MoEConfig, RouterConfig, build_moe
 from hyperep.sharding import gather_tensor
+from hyperep.workloads import Trace, choices, recorded
 
 DIM, HIDDEN, EXPERTS, TOP_K = 6, 4, 8, 3
 TOKENS = (11, 7, 0, 9)
@@ -58,6 +59,16 @@ def weights_of_experts():
     rng = np.random.default_rng(3)
     shapes = {"w1": (EXPERTS, HIDDEN, DIM), "w2": (EXPERTS, DIM, HIDDEN), "w3": (EXPERTS, HIDDEN, DIM)}
     return {name: rng.normal(size=shape) / np.sqrt(shape[-1]) for name, shape in shapes.items()}
+
+
+def loaded(name, ranks, rank):
+    """As :func:`routing`, with the choices of a workload."""
+    trace = recorded(64, 6)
+    folded = Trace(choices=trace.choices[..., :TOP_K] % EXPERTS, experts=EXPERTS)
+    sizes = {"tokens": 16, "experts": EXPERTS, "top_k": TOP_K}
+    indices = choices(name, **sizes, ranks=ranks, rank=rank, step=4, trace=folded if name == "trace" else None)
+    x, _, weights, cotangent = routing(rank, tokens=len(indices))
+    return x, indices, weights, cotangent
 
 
 def reference(x, indices, weights, cotangent):
@@ -134,15 +145,15 @@ def make_experts(platform, kind, dtype):
     return module
 
 
-def agrees(platform, way, shape, kind="both", transposed=False):
-    """Output and every gradient of routed experts, sharded one way, on a mesh of *shape*."""
+def agrees(platform, way, shape, kind="both", transposed=False, workload=None):
+    """Output and every gradient of routed experts, sharded one way, on a mesh of *shape*; perhaps under a workload."""
     settings, names, style = WAYS[way]
     dtype, tolerance = dtype_and_tolerance(platform)
     mesh = hyperep.init_device_mesh(platform, shape, names)
     split = [name for name in names if name != "tp"]
     sources = int(np.prod([mesh.size(name) for name in split]))
     own = int(np.ravel_multi_index([mesh.get_local_rank(name) for name in split], [mesh.size(name) for name in split]))
-    everyone = [routing(source) for source in range(sources)]
+    everyone = [loaded(workload, sources, source) if workload else routing(source) for source in range(sources)]
     wanted = [reference(*data) for data in everyone]
     experts = make_experts(platform, kind, dtype)
     styles = {"ep": hyperep.ExpertParallel, "etp": hyperep.ExpertTensorParallel}

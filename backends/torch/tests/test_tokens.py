@@ -9,6 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
 import token_cases
 
+from hyperep.workloads import NAMES
+
 GRID = [
     *(("tokens", (ranks,)) for ranks in (2, 4)),
     *(("rows", (ranks,)) for ranks in (2, 4)),
@@ -36,6 +38,12 @@ def world(request):
 @pytest.mark.parametrize("kind", ["both", "tokens"])
 def test_agrees_with_a_loop(world, kind, way, shape):
     world(shape).run(token_cases.agrees, way, shape, kind)
+
+
+@pytest.mark.parametrize(("way", "shape"), [entry for entry in GRID if "balanced" in entry[0]])
+@pytest.mark.parametrize("workload", NAMES)
+def test_agrees_with_a_loop_under_uneven_loads(world, workload, way, shape):
+    world(shape).run(token_cases.agrees, way, shape, "both", False, workload)
 
 
 @pytest.mark.parametrize(("way", "shape"), TRANSPOSED)
