@@ -8,8 +8,9 @@ is differentiated by ``vjp``, and its pullback is kept for backward::
     forward, of a part                                backward, of a part, the last one first
       send      tokens, numbers and weights             send      cotangents of the sums
       compute   experts, as a function of tokens,       compute   the pullback: gradients of what it was
-                weights and parameters                            a function of; parameters' are added up
-      return    sums                                    return    gradients of tokens and of weights
+                weights and parameters                            a function of
+      return    sums                                    return    those of tokens and of weights; parameters'
+                                                                  are added up meanwhile
       collect   add up each token's sums                collect   add up those of each token
 """
 
@@ -183,21 +184,25 @@ class _Call:
         platform, plans, cotangent = self.of.mesh.platform, self.plans[::-1], cotangents[0]
         xp, dtype, last = platform.xp, residuals[0].dtype, len(self.plans) - 1
         found: dict[int, tuple[Any, Any]] = {}
-        own: list[Any] = []
+        own: list[Any] = []  # gradients of parameters: of the parts before, then of all
+        fresh: list[Any] = []  # of this part
         beside: list[Any] = []
 
         def send(part: int) -> Any:
             return to_owners(cotangent[plans[part].part], plans[part], async_op=True)
 
         def compute(part: int, arrived: Any) -> Any:
-            tokens, weights, *gradients = self._pull(last - part)(arrived)
-            # A pullback may give views of what is not ours. The first sum is ours: the next ones are added in place.
-            add = operator.add if part == 1 else operator.iadd
-            own[:] = [add(a, b) for a, b in zip(own, gradients, strict=True)] if part else gradients
+            tokens, weights, *fresh[:] = self._pull(last - part)(arrived)
             return xp.astype(weights, self.choices.dtype), tokens
 
         def give_back(part: int, gradients: Any) -> Any:
-            return [from_owners(g, plans[part], async_op=True) for g in gradients]
+            works = [from_owners(g, plans[part], async_op=True) for g in gradients]
+            # Added while they are on their way, the last ones while nothing else is left to do. A pullback may give
+            # views of what is not ours; the first sum is ours, and the next ones are added in place.
+            add = operator.add if part == 1 else operator.iadd
+            own[:] = [add(a, b) for a, b in zip(own, fresh, strict=True)] if part else fresh
+            fresh.clear()
+            return works
 
         def collect(part: int, works: Any) -> None:
             weights, tokens = (add_up(work.wait(), plans[part]) for work in works)
