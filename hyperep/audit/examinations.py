@@ -42,7 +42,18 @@ class Examination:
     """Whether to run it a second time and compare bits."""
 
 
-_STEP: tuple[Action, ...] = (("forward", "a"), ("backward", "a"), ("finish",), ("gradients", "a"))
+def _pass(batch: str) -> tuple[Action, ...]:
+    """Forward and backward of one batch."""
+    return ("forward", batch), ("backward", batch)
+
+
+def _gradients(label: str) -> tuple[Action, ...]:
+    """What lies between the last backward and the optimizer, and the gradients then."""
+    return ("finish",), ("gradients", label)
+
+
+_STEP = (*_pass("a"), *_gradients("a"))
+_NEXT_STEP = (("zero",), *_pass("b"), *_gradients("b"))
 
 
 def _routed(name: str, what: str, *, plain: bool = False, smallest_ranks: int = 1) -> Examination:
@@ -52,7 +63,7 @@ def _routed(name: str, what: str, *, plain: bool = False, smallest_ranks: int = 
 
 
 def _kept(batch: str) -> tuple[Action, ...]:
-    return (("forward", batch), ("backward", batch), ("finish",), ("zero",), ("drop",))
+    return *_pass(batch), ("finish",), ("zero",), ("drop",)
 
 
 _TWO = {"a": "mixed", "b": "balanced"}
@@ -60,16 +71,10 @@ _TWO = {"a": "mixed", "b": "balanced"}
 EXAMINATIONS: tuple[Examination, ...] = (
     _routed("one-row", "where there is one token in all"),
     _routed("balanced", "where every expert is as busy", plain=True),
-    Examination(
-        name="random",
-        what="where tokens are spread at random",
-        routings={"a": "random"},
-        actions=_STEP,
-    ),
+    _routed("random", "where tokens are spread at random"),
     Examination(
         name="mixed",
         what="where experts are differently busy",
-        routings={"a": "mixed"},
         actions=_STEP,
         plain=True,
         repeat=True,
@@ -85,45 +90,25 @@ EXAMINATIONS: tuple[Examination, ...] = (
         name="accumulated",
         what="where gradients of two micro-batches are added up",
         routings=_TWO,
-        actions=(
-            ("forward", "a"),
-            ("backward", "a"),
-            ("forward", "b"),
-            ("backward", "b"),
-            ("finish",),
-            ("gradients", "sum"),
-        ),
+        actions=(*_pass("a"), *_pass("b"), *_gradients("sum")),
     ),
     Examination(
         name="second-step",
         what="in the second step",
         routings=_TWO,
-        actions=(*_STEP, ("zero",), ("forward", "b"), ("backward", "b"), ("finish",), ("gradients", "b")),
+        actions=(*_STEP, *_NEXT_STEP),
     ),
     Examination(
         name="interleaved",
         what="where two forward passes are made before their backward passes",
         routings=_TWO,
-        actions=(
-            ("forward", "a"),
-            ("forward", "b"),
-            ("backward", "a"),
-            ("backward", "b"),
-            ("finish",),
-            ("gradients", "sum"),
-        ),
+        actions=(("forward", "a"), ("forward", "b"), ("backward", "a"), ("backward", "b"), *_gradients("sum")),
     ),
     Examination(
         name="evaluation",
         what="where an evaluation comes between forward and backward",
         routings=_TWO,
-        actions=(
-            ("forward", "a"),
-            ("forward", "b", "evaluate"),
-            ("backward", "a"),
-            ("finish",),
-            ("gradients", "a"),
-        ),
+        actions=(("forward", "a"), ("forward", "b", "evaluate"), ("backward", "a"), *_gradients("a")),
     ),
     Examination(
         name="recompute",
@@ -134,8 +119,7 @@ EXAMINATIONS: tuple[Examination, ...] = (
             ("forward", "b", "recompute"),
             ("backward", "b"),
             ("backward", "a"),
-            ("finish",),
-            ("gradients", "sum"),
+            *_gradients("sum"),
         ),
     ),
     Examination(
@@ -173,21 +157,7 @@ EXAMINATIONS: tuple[Examination, ...] = (
         name="optimizer",
         what="after two steps of the optimizer",
         routings=_TWO,
-        actions=(
-            ("forward", "a"),
-            ("backward", "a"),
-            ("finish",),
-            ("gradients", "a"),
-            ("step",),
-            ("weights", "first"),
-            ("zero",),
-            ("forward", "b"),
-            ("backward", "b"),
-            ("finish",),
-            ("gradients", "b"),
-            ("step",),
-            ("weights", "after"),
-        ),
+        actions=(*_STEP, ("step",), ("weights", "first"), *_NEXT_STEP, ("step",), ("weights", "after")),
     ),
     Examination(
         name="checkpoint",
@@ -195,10 +165,7 @@ EXAMINATIONS: tuple[Examination, ...] = (
         routings=_TWO,
         layers=2,
         actions=(
-            ("forward", "a"),
-            ("backward", "a"),
-            ("finish",),
-            ("gradients", "a"),
+            *_STEP,
             ("step",),
             ("zero",),
             ("save",),
