@@ -37,6 +37,11 @@ def sentence(candidate: Candidate, quantities: Sequence[str], claims: Claims) ->
         text = f"{what} {is_} that of batch {_join(list(map(str, candidate.values)))}, and not of this one"
         return _capital(text), "The gradient of another step or layer is read before this one's is there."
     seen, why = _TOLD[cause]
+    if cause == "raised" and _at(candidate) == "backward" and "split" in candidate.detail.lower():
+        why = (
+            "The backward pass of an exchange sends what the forward pass received, and receives what it sent: its "
+            "splits are those of the forward pass, exchanged."
+        )
     values = ", ".join(map(str, candidate.values))
     text = seen.format(what=what, is_=is_, has=has, values=values, detail=candidate.detail, at=_at(candidate))
     return _capital(text), why.format(values=values, detail=candidate.detail)
@@ -63,7 +68,7 @@ _TOLD: dict[str, tuple[str, str]] = {
     ),
     "unknown": (
         "{what} {is_} wrong, and no known cause explains it",
-        "",
+        "",  # but see narrow.py
     ),
     "absent": (
         "{what} {is_} absent (None) where tokens are: {values}",
@@ -118,7 +123,8 @@ _TOLD: dict[str, tuple[str, str]] = {
     ),
     "initial-alike-on-ranks": (
         "experts of different ranks begin with the same weights: {detail}",
-        "Every rank draws its experts from the same seed.",
+        "Every rank draws its experts from the same seed. The audit sets one for all before it calls make: if training "
+        "gives each rank a seed of its own, do so in make.",
     ),
     "initial-alike": ("experts begin with the same weights: {detail}", "One expert is drawn and then copied."),
     "replicas-begin-apart": (

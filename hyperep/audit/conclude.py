@@ -15,6 +15,7 @@ from hyperep.audit.claims import Claims
 from hyperep.audit.examinations import Examination
 from hyperep.audit.expectation import Expectation
 from hyperep.audit.finding import Finding, Seen
+from hyperep.audit.narrow import narrowed
 from hyperep.audit.on_rank import layer_of
 
 __all__ = ["Examined", "conclude"]
@@ -58,7 +59,16 @@ def conclude(claims: Claims, everything: Sequence[Examined]) -> list[Finding]:
             open_ = [case for case in open_ if case not in explained]
     if any(f.quantities[0] in ("input", "output") and not f.condition for f in found):
         found = [f for f in found if f.quantities[0] not in _FOLLOWING]
-    return _merged(claims, found)
+    return [_narrowed(finding, everything) for finding in _merged(claims, found)]
+
+
+def _narrowed(finding: Finding, everything: Sequence[Examined]) -> Finding:
+    """Say of an unknown cause at least where it lies."""
+    if finding.cause != "unknown":
+        return finding
+    places = {_place(seen) for seen in finding.seen}
+    same = [x for x in everything if (x.examination.name, x.ranks) in places]
+    return dataclasses.replace(finding, reason=narrowed({d.quantity for x in same for d in x.deviations}))
 
 
 _FOLLOWING = ("tokens", "experts", "router", "shared", "norm", "bits")
@@ -201,9 +211,11 @@ def _same(a: Finding, b: Finding) -> bool:
         return a.detail == b.detail
     if a.where != b.where and not any({a.where, b.where} <= alike for alike in _ALIKE):
         return False
-    if a.cause not in ("scaled", "lost", "stale"):
-        return a.where == b.where and a.cause not in ("absent", "unknown")
-    if a.factor is None or b.factor is None or abs(a.factor - b.factor) > 0.02 * abs(a.factor) + 1e-6:
+    if a.cause not in ("scaled", "lost", "stale", "unknown"):
+        return a.where == b.where and a.cause != "absent"
+    if a.cause != "unknown" and (
+        a.factor is None or b.factor is None or abs(a.factor - b.factor) > 0.02 * abs(a.factor) + 1e-6
+    ):
         return False
     places = [{_place(seen) for seen in finding.seen} for finding in (a, b)]
     return len(places[0] & places[1]) >= 0.6 * len(places[0] | places[1])

@@ -14,7 +14,7 @@ from hyperep.audit.expectation import Expectation, Expected
 from hyperep.audit.fit import deviating, scale_of
 from hyperep.audit.judge_outputs import by_patterns
 from hyperep.audit.observation import Whole
-from hyperep.audit.reference import UNWEIGHTED
+from hyperep.audit.rivals import rivals_of
 
 __all__ = ["judge_gradients"]
 
@@ -176,10 +176,8 @@ def _other_formula(
     faults: dict[str, dict[str, np.ndarray]] = {}
     for batch in expected.due:
         for terms in expectation.terms[batch]:
-            if kind == "experts":
-                variants = {UNWEIGHTED: terms.unweighted}
-            else:
-                variants = {fault: {"router": value} for fault, value in terms.mispaired.items()}
+            rivals = rivals_of(terms)
+            variants = rivals.experts if kind == "experts" else rivals.router
             for fault, gradients in variants.items():
                 sums = faults.setdefault(fault, {})
                 for name, value in gradients.items():

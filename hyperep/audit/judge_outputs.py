@@ -13,6 +13,7 @@ from hyperep.audit.evidence import Block, output_blocks, token_gradient_blocks
 from hyperep.audit.fit import deviating, error_of, fit, fit_one, scale_of
 from hyperep.audit.patterns import patterns, questions
 from hyperep.audit.reference import Terms
+from hyperep.audit.rivals import rivals_of
 
 __all__ = ["by_patterns", "judge_output", "judge_token_gradient"]
 
@@ -167,8 +168,9 @@ def _rows_exchanged(quantity: str, claims: Claims, expected: Arrays, observed: A
 
 def _other_formula(claims: Claims, terms: Sequence[Terms], observed: Arrays) -> Iterator[Candidate]:
     """Whether the gradients are what a known mistake in the backward pass gives."""
-    for fault in terms[0].token_rivals:
-        rivals = [of_rank.token_rivals[fault] for of_rank in terms]
+    of_ranks = [rivals_of(of_rank).tokens for of_rank in terms]
+    for fault in of_ranks[0]:
+        rivals = [of_rank[fault] for of_rank in of_ranks]
         lost = sum(float(((a - b) ** 2).sum()) for a, b in zip(rivals, observed, strict=True))
         size = sum(float((a**2).sum()) for a in rivals)
         if size > 0 and np.sqrt(lost / size) < 2 * claims.tolerance:

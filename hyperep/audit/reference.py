@@ -7,7 +7,7 @@ Independent of the platforms: its gradients come of autograd over the few lines 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,36 @@ from autograd import make_vjp
 
 from hyperep.audit.claims import Claims
 
-__all__ = ["UNWEIGHTED", "Terms", "terms_of"]
+__all__ = ["Backward", "Terms", "terms_of"]
 
 Weights = Mapping[str, np.ndarray]
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backward:
+    """The backward pass of one rank's tokens in pieces, which ``rivals.py`` puts together in wrong ways."""
+
+    cotangent: np.ndarray
+    """``[T, D]``: of the output."""
+    weighted: np.ndarray
+    """``[E, T, D]``: cotangents of what the experts return."""
+    used: np.ndarray
+    """``[T, E]``: by what the experts' inputs were multiplied."""
+    of_inputs: np.ndarray
+    """``[E, T, D]``: gradients of the experts' inputs."""
+    of_scores: np.ndarray
+    """``[T, E]``: gradients of the weights of the experts."""
+    through_experts: Callable[[np.ndarray], tuple[Weights, np.ndarray]]
+    """Cotangents ``[E, T, D]`` -> gradients of the experts' weights and of their inputs ``[E, T, D]``."""
+    through_scores: Callable[[np.ndarray], Pair]
+    """Gradients of the weights of the experts ``[T, E]`` -> those of the router ``[E', E, D]`` and of the tokens
+    ``[E', T, D]``, by way of each expert's score."""
+    undivided: Callable[[np.ndarray], Pair] | None
+    """The same, ``[E, D]`` and ``[T, D]``, with the sum of the scores taken for a constant; ``None`` if they are not
+    divided by it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,12 +75,8 @@ class Terms:
     gradients: Mapping[str, np.ndarray]
     """Weight -> the gradient due to this rank's tokens. For experts ``[E, ...]``; for the router ``[E', E, D]``, where
     ``E'`` is the expert whose score it goes through."""
-    unweighted: Mapping[str, np.ndarray]
-    """Weight of the experts -> the gradient that it would get if scores were left out of the backward pass."""
-    mispaired: Mapping[str, np.ndarray]
-    """Fault -> the router's gradient ``[E, D]`` with the scores' gradients paired in that wrong way."""
-    token_rivals: Mapping[str, np.ndarray]
-    """Fault -> the gradient of the tokens ``[T, D]`` under that fault, and those of :attr:`unweighted`."""
+    backward: Backward
+    """How they came about."""
     weighted_output: bool
     """Whether scores multiply outputs; else the terms of the output are in :attr:`outputs` already."""
 
@@ -119,26 +142,19 @@ def terms_of(claims: Claims, weights: Weights, tokens: np.ndarray, cotangent: np
     else:
         of_scores = np.einsum("etd,td->te", outputs, g)
     gradients = {"router": np.asarray(back_to_router(of_scores)), **of_weights}
-    mispaired: dict[str, np.ndarray] = {}
-    token_rivals: dict[str, np.ndarray] = {}
-    for fault, pairing in _PAIRINGS.items():
-        anew = _paired_anew(of_scores, order, pairing)
-        mispaired[fault] = np.asarray(back_to_router(anew)).sum(axis=0)
-        token_rivals[fault] = np.asarray(back_to_tokens(anew)).sum(axis=0)
+    undivided: Callable[[np.ndarray], Pair] | None = None
     if claims.normalize:
         total = (plain * chosen).sum(axis=1, keepdims=True)
 
-        def undivided(router: Any, x: Any) -> Any:
+        def with_total(router: Any, x: Any) -> Any:
             scores = _scores(claims, anp.matmul(x, anp.transpose(router)))
             return claims.scale * scores * chosen * kept / total
 
-        fault = "normalisation of the scores is not differentiated"
-        mispaired[fault] = np.asarray(make_vjp(undivided, argnum=0)(router, x)[0](of_scores))
-        token_rivals[fault] = np.asarray(make_vjp(undivided, argnum=1)(router, x)[0](of_scores))
-    unweighted, back_unweighted = back((weights_now != 0).astype(np.float64).T[:, :, None] * g[None])
+        def undivided(given: np.ndarray) -> Pair:
+            of_router, of_tokens = (make_vjp(with_total, argnum=i)(router, x)[0](given) for i in (0, 1))
+            return np.asarray(of_router), np.asarray(of_tokens)
+
     back_experts, back_router = of_inputs * used.T[:, :, None], np.asarray(back_to_tokens(of_scores))
-    token_rivals = {fault: value + back_experts.sum(axis=0) for fault, value in token_rivals.items()}
-    token_rivals[UNWEIGHTED] = (back_unweighted * used.T[:, :, None]).sum(axis=0) + back_router.sum(axis=0)
     shared, back_shared = np.zeros_like(x), np.zeros_like(x)
     if claims.shared:
         one = {name: np.asarray(weights[f"shared_{name}"], np.float64) for name in claims.expert.shapes}
@@ -156,31 +172,18 @@ def terms_of(claims: Claims, weights: Weights, tokens: np.ndarray, cotangent: np
         back_router=back_router,
         back_shared=back_shared,
         gradients=gradients,
-        unweighted=unweighted,
-        mispaired=mispaired,
-        token_rivals={fault: value + back_shared for fault, value in token_rivals.items()},
+        backward=Backward(
+            cotangent=g,
+            weighted=times.T[:, :, None] * g[None],
+            used=used,
+            of_inputs=of_inputs,
+            of_scores=of_scores,
+            through_experts=back,
+            through_scores=lambda given: (np.asarray(back_to_router(given)), np.asarray(back_to_tokens(given))),
+            undivided=undivided,
+        ),
         weighted_output=not on_input,
     )
-
-
-UNWEIGHTED = "scores are left out of the backward pass"
-"""A fault of gradients of experts and tokens."""
-
-_PAIRINGS = {
-    "the gradients of a token's scores are in the reverse order": lambda order: order[:, ::-1],
-    "the gradients of a token's scores are in the order of its experts' numbers": lambda order: np.sort(order, axis=1),
-    "the gradients of a token's scores are those of the next token": lambda order: None,
-}
-"""Fault -> the experts ``[T, K]`` whose scores get the gradients that the choices should get, one after the other."""
-
-
-def _paired_anew(of_scores: np.ndarray, order: np.ndarray, pairing: Any) -> np.ndarray:
-    values, found = np.take_along_axis(of_scores, order, axis=1), np.zeros_like(of_scores)
-    receiving = pairing(order)
-    if receiving is None:
-        receiving, values = order, np.roll(values, -1, axis=0)
-    np.put_along_axis(found, receiving, values, axis=1)
-    return found
 
 
 def _scores(claims: Claims, logits: Any) -> Any:

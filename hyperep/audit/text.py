@@ -45,9 +45,10 @@ def verdict(report: AuditReport) -> str:
 def _lines(finding: Finding) -> Iterator[Text]:
     if finding.reason:
         yield Text.assemble(("why    ", "bold"), finding.reason)
+    likely = "the numbers fit others, too" if finding.rivals else "it is there, and the numbers do not say from where"
     sure = {
         "certain": "certain: nothing else explains it, and nothing is left unexplained",
-        "likely": "likely; the numbers do not exclude others",
+        "likely": f"likely: {likely}",
     }
     how = sure.get(finding.certainty, "the cause is unknown")
     yield Text.assemble(("sure   ", "bold"), how + (f" (or: {'; '.join(finding.rivals)})" if finding.rivals else ""))

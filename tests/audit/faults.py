@@ -184,6 +184,25 @@ class BackwardWithoutScores(Layer):
         return super().combine(undo(returned), back, scores, chosen)
 
 
+@fault("backward-formula", "experts", "all", "applied twice in the backward pass")
+class BackwardWithScoresTwice(Layer):
+    """A fused backward weights what autograd weights again."""
+
+    def combine(self, returned, back, scores, chosen):
+        flat = plain(scores).reshape(-1)[np.argsort(back, kind="stable")]
+        again = changed_backward(lambda g: (g * flat[:, None]).astype(g.dtype))
+        return super().combine(again(returned), back, scores, chosen)
+
+
+@fault("backward-formula", "router", "all", "multiplied by the scores")
+class ScoreGradientsOfWeightedRows(Layer):
+    """What experts returned is kept for backward when it has been weighted already."""
+
+    def combine(self, returned, back, scores, chosen):
+        weighted = changed_backward(lambda g: g * plain(scores))
+        return super().combine(returned, back, weighted(scores), chosen)
+
+
 @fault("backward-formula", "router", "all", "next token")
 class ScoreGradientsOfOtherTokens(Layer):
     def combine(self, returned, back, scores, chosen):
@@ -196,6 +215,22 @@ class ScoreGradientsReversed(Layer):
     def combine(self, returned, back, scores, chosen):
         moved = changed_backward(lambda g: g[:, ::-1])
         return super().combine(returned, back, moved(scores), chosen)
+
+
+@fault("backward-formula", "experts", "all", "sorted by expert with the inverse")
+class BackwardSortsWithTheInverse(Layer):
+    """The permutation of the backward pass is that of the forward pass, where the rows go the other way."""
+
+    def combine(self, returned, back, scores, chosen):
+        wrong = changed_backward(lambda g: g[back][back])  # what comes in is sorted: first undo that
+        return super().combine(wrong(returned), back, scores, chosen)
+
+
+@fault("backward-formula", "tokens", "all", "put back in the order of tokens with the permutation that sorts")
+class BackwardPutsBackWithTheSort(Layer):
+    def rows(self, x, sent):
+        wrong = changed_backward(lambda g: g[sent][sent])
+        return wrong(super().rows(x, sent))
 
 
 # --------------------------------------------------------------------------------------------------- the exchange
@@ -220,6 +255,16 @@ class ExchangeWithoutBackward(Layer):
         keep[own] = 1.0
         stop = changed_backward(lambda g: g * keep)
         return super().give_back(stop(done), theirs, mine)
+
+
+@fault("raised", "run", "all", "in backward", "those of the forward pass, exchanged")
+class BackwardKeepsTheSplits(Layer):
+    """Where ranks send one another unequal numbers of rows, the backward pass goes the other way."""
+
+    def exchange(self, rows, mine, theirs):
+        there = primitive(lambda rows: plain(self.platform.all_to_all_single(plain(rows), list(theirs), list(mine))))
+        defvjp(there, lambda ans, rows: there)
+        return there(rows)
 
 
 @fault("rows-exchanged", "output", "all", "order")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each fault is named with its cause, once, and nothing else is said."""
 
+import numpy as np
 import pytest
-from faults import FAULTS, ExpertsSummedNotAveraged
-from hand_written import subject_of
+from faults import FAULTS, ExpertsSummedNotAveraged, changed_backward
+from hand_written import Layer, subject_of
 
 from hyperep.audit import check_layer
 
@@ -25,7 +26,7 @@ def test_a_known_fault_is_named(layer, ranks):
 
 
 def test_what_is_wrong_at_several_numbers_of_ranks_is_one_finding():
-    report = check_layer(subject_of(ExpertsSummedNotAveraged), (1, 2, 4))
+    report = check_layer(subject_of(ExpertsSummedNotAveraged), (1, 2, 4), only=("one-row", "balanced", "mixed"))
     (finding,) = report.findings
     assert {seen.ranks for seen in finding.seen} == {2, 4}
     assert (finding.equals, finding.certainty, finding.condition) == (("R",), "certain", "")
@@ -33,3 +34,31 @@ def test_what_is_wrong_at_several_numbers_of_ranks_is_one_finding():
 
 def test_there_are_enough_of_them():
     assert len(FAULTS) >= 25
+
+
+class CotangentsCrossed(Layer):
+    """Half of each row's cotangent comes from the row behind it, in no known way."""
+
+    def combine(self, returned, back, scores, chosen):
+        crossed = changed_backward(lambda g: g + 0.5 * np.roll(g, -1, axis=0))
+        return super().combine(crossed(returned), back, scores, chosen)
+
+
+class GradientsCrossed(Layer):
+    """The same on the way from the experts to the tokens."""
+
+    def rows(self, x, sent):
+        return changed_backward(lambda g: g + 0.5 * np.roll(g, -1, axis=0))(super().rows(x, sent))
+
+
+@pytest.mark.parametrize(
+    ("layer", "quantities", "place"),
+    [
+        (CotangentsCrossed, {"experts", "tokens"}, "between the weighted sum and the experts"),
+        (GradientsCrossed, {"tokens"}, "between the experts and the tokens"),
+    ],
+)
+def test_of_an_unknown_fault_it_is_told_where_it_lies(layer, quantities, place):
+    (finding,) = check_layer(subject_of(layer), (2,), only=("balanced", "mixed", "unequal")).findings
+    assert (finding.cause, set(finding.quantities), finding.certainty) == ("unknown", quantities, "unknown")
+    assert place in finding.reason
