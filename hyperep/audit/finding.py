@@ -62,7 +62,9 @@ class Finding:
     """Where each rank stood, if the ranks did not end."""
     smallest: Smallest | None = None
     script: str | None = field(default=None, repr=False)
-    """A program that shows it without this package; ``None`` where the subject cannot be written down."""
+    """A program that shows it without this package; ``None`` where there is none."""
+    scriptless: str = ""
+    """Why there is none."""
 
     @property
     def headline(self) -> str:

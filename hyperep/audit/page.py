@@ -76,18 +76,18 @@ def _told(value: object) -> str:
 
 
 def _section(number: int, finding: Finding) -> str:
-    rows = [("likely cause", escape(finding.reason))] if finding.reason else []
+    rows = [("why", escape(finding.reason))] if finding.reason else []
     rows.append(("certainty", escape(finding.certainty)))
     if finding.rivals:
         rows.append(("or else", "<br>".join(map(escape, finding.rivals))))
     if finding.factor is not None and finding.factor != 0:
         rows.append(("factor", escape(f"{finding.factor:.4f} = {', '.join(finding.equals) or 'nothing known'}")))
-    rows.append(("left unexplained", f"{finding.residual:.1e}"))
-    seen = "; ".join(f"{s.examination} at {s.ranks}" for s in finding.seen)
-    rows.append(("seen in", escape(seen)))
+    if 0 < finding.residual < 1:  # something was fitted
+        rows.append(("left unexplained", f"{finding.residual:.1e}, relative"))
+    rows += [(f"seen at {_ranks(ranks)}", escape(", ".join(names))) for ranks, names in _seen(finding).items()]
     if finding.smallest is not None:
         tokens = "; ".join(f"[{', '.join(map(str, batch))}]" for batch in finding.smallest.tokens)
-        least = f"{finding.smallest.examination} at {finding.smallest.ranks} ranks, tokens of each rank {tokens}"
+        least = f"{finding.smallest.examination} at {_ranks(finding.smallest.ranks)}, tokens of each rank {tokens}"
         rows.append(("smallest input", escape(least)))
     if finding.places:
         rows.append(("ranks stood in", "<br>".join(map(escape, finding.places))))
@@ -96,10 +96,24 @@ def _section(number: int, finding: Finding) -> str:
         "<details><summary>a script that shows it without hyperep</summary>"
         f"<pre>{escape(finding.script)}</pre></details>"
         if finding.script
+        else f'<p class="facts">no script: {escape(finding.scriptless)}</p>'
+        if finding.scriptless
         else ""
     )
     heading = escape(f"{number}. {finding.headline}")
     return f'<section class="{finding.certainty}"><h3>{heading}</h3><dl>{listed}</dl>{script}</section>'
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
+
+
+def _seen(finding: Finding) -> dict[int, list[str]]:
+    """Number of ranks -> the examinations."""
+    found: dict[int, list[str]] = {}
+    for seen in finding.seen:
+        found.setdefault(seen.ranks, []).append(seen.examination)
+    return found
 
 
 _SIGNS = {"ok": "ok", "wrong": "wrong", "not examined": "–"}  # noqa: RUF001
@@ -107,7 +121,7 @@ _SIGNS = {"ok": "ok", "wrong": "wrong", "not examined": "–"}  # noqa: RUF001
 
 def _table(report: AuditReport) -> str:
     lines = {(line.examination, line.ranks): line for line in report.examinations}
-    head = "".join(f"<th>{ranks} rank{'s' * (ranks > 1)}</th>" for ranks in report.world_sizes)
+    head = "".join(f"<th>{_ranks(ranks)}</th>" for ranks in report.world_sizes)
     rows = []
     for name in dict.fromkeys(line.examination for line in report.examinations):
         cells, notes = "", []

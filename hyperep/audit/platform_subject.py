@@ -40,7 +40,8 @@ class PlatformSubject:
     """The claims' name of each weight -> the parameter's, as ``platform.parameters`` has it."""
     claims: Claims = field(default_factory=Claims)
     platform: str = "loopback"
-    name: str = "layer"
+    name: str = ""
+    """In reports; empty for that of the subject in its module."""
     call: Callable[[Any, Any], Any] = _call
     """``call(module, tokens [T, D]) -> [T, D]``."""
     reduce: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
@@ -64,8 +65,8 @@ class PlatformSubject:
         back = {theirs: ours for ours, theirs in self.names.items()}
         return self.from_layer({back.get(name, name): array for name, array in arrays.items()})
 
-    def script(self, shown: Shown) -> str | None:  # noqa: D102
-        return None
+    def script(self, shown: Shown) -> str:  # noqa: D102
+        raise NotOffered("scripts are written of layers of PyTorch only")
 
 
 class _PlatformSpecimen(Specimen):

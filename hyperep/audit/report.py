@@ -96,7 +96,7 @@ def make_report(
     claims["expert"] = {"shapes": dict(subject.claims.expert.shapes)}
     versions = {"hyperep": hyperep.__version__, "NumPy": np.__version__, "Python": host.python_version()}
     return AuditReport(
-        subject=subject.name,
+        subject=subject.name or reference or "layer",
         reference=reference,
         platform=subject.platform,
         claims=claims,

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from hyperep.audit.claims import Claims
 from hyperep.audit.conclude import Examined, conclude
 from hyperep.audit.examinations import Examination, batches_of, examinations
 from hyperep.audit.finding import Finding
@@ -60,11 +62,13 @@ def check_layer(
     began = time.monotonic()
     everything: list[Examined] = []
     lines: list[Line] = []
-    for ranks in world_sizes:
-        with ranks_of(found, reference, ranks, deadline) as world:
-            _examine_all(found, world, chosen, seed, everything, lines, progress)
-    findings = conclude(found.claims, everything)
-    findings = _completed(found, reference, findings, seed, deadline)
+    with contextlib.ExitStack() as stack:
+        worlds: dict[int, Ranks] = {}
+        for ranks in world_sizes:
+            if ranks not in worlds:
+                worlds[ranks] = stack.enter_context(ranks_of(found, reference, ranks, deadline))
+            _examine_all(found, worlds[ranks], chosen, seed, everything, lines, progress)
+        findings = _completed(found, worlds, conclude(found.claims, everything), seed)
     return make_report(
         found, reference, tuple(world_sizes), seed, tuple(only), time.monotonic() - began, lines, findings
     )
@@ -115,7 +119,7 @@ def _examine(subject: Subject, world: Ranks, examination: Examination, seed: int
     claims = subject.claims
     choices = batches_of(examination, claims, world.ranks, seed)
     line = Line(examination=examination.name, ranks=world.ranks, outcome="ok")
-    reason = _why_not(subject, examination, choices is None, world.ranks)
+    reason = _why_not(claims, examination, choices is None, world.ranks)
     if reason or choices is None:
         return None, dataclasses.replace(line, outcome="not examined", message=reason)
     began = time.monotonic()
@@ -139,13 +143,15 @@ def _examine(subject: Subject, world: Ranks, examination: Examination, seed: int
     )
 
 
-def _why_not(subject: Subject, examination: Examination, impossible: bool, ranks: int) -> str:
+def _why_not(claims: Claims, examination: Examination, impossible: bool, ranks: int) -> str:
+    if ranks < examination.smallest_ranks:
+        return f"it takes {examination.smallest_ranks} ranks"
     if impossible:
-        return "the layer claims nothing about such batches, or there are too few ranks"
-    if examination.name == "initial" and not subject.claims.initial:
+        return "the layer claims nothing about such batches"
+    if examination.name == "initial" and not claims.initial:
         return "training begins with other weights, by claim"
     whole = any(verb in ("step", "norm") for verb, *_ in examination.actions)
-    if whole and subject.claims.replicated == "own" and ranks > 1:
+    if whole and claims.replicated == "own" and ranks > 1:
         return "gradients of replicated parameters are reduced elsewhere, by claim"
     return ""
 
@@ -165,17 +171,15 @@ def _flat(observed: Observed) -> dict[str, np.ndarray]:
     return found
 
 
-def _completed(
-    subject: Subject, reference: str | None, findings: Sequence[Finding], seed: int, deadline: float
-) -> list[Finding]:
-    """Findings with the smallest input that shows them, and a script."""
-    found: dict[int, Finding] = {}
-    least = [min((s.ranks for s in f.seen if s.ranks > 1), default=f.seen[0].ranks) for f in findings]
-    for ranks in sorted(set(least)):
-        with ranks_of(subject, reference, ranks, deadline) as world:
-            for number, finding in enumerate(findings):
-                if least[number] == ranks:
-                    smallest, shown = smallest_of(subject, world, finding, seed)
-                    script = subject.script(shown)
-                    found[number] = dataclasses.replace(finding, smallest=smallest, script=script)
-    return [found[number] for number in range(len(findings))]
+def _completed(subject: Subject, worlds: Mapping[int, Ranks], findings: Sequence[Finding], seed: int) -> list[Finding]:
+    """Findings with the smallest input that shows them, and a script; *worlds* are those that they were seen on."""
+    completed = []
+    for finding in findings:
+        ranks = min((seen.ranks for seen in finding.seen if seen.ranks > 1), default=finding.seen[0].ranks)
+        smallest, shown = smallest_of(subject, worlds[ranks], finding, seed)
+        finding = dataclasses.replace(finding, smallest=smallest)
+        try:
+            completed.append(dataclasses.replace(finding, script=subject.script(shown)))
+        except NotOffered as error:
+            completed.append(dataclasses.replace(finding, scriptless=str(error)))
+    return completed

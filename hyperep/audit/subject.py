@@ -23,7 +23,7 @@ Mode = Literal["train", "evaluate", "recompute"]
 
 
 class NotOffered(Exception):
-    """The subject does not say how to do this; what needs it is not examined."""
+    """The subject does not say how to do this; what needs it is left out, and the report says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Subject(Protocol):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """For people; empty for where the subject lies."""
         ...
 
     @property
@@ -135,8 +135,12 @@ class Subject(Protocol):
         """Whole arrays, by the layer's names and in its layout, to the names and shapes of :attr:`Claims.shapes`."""
         ...
 
-    def script(self, shown: Shown) -> str | None:
-        """A program that shows a finding without this package; ``None`` where the subject cannot be written down."""
+    def script(self, shown: Shown) -> str:
+        """A program that shows a finding without this package.
+
+        Raises:
+            NotOffered: the subject, or the finding, cannot be written down, and why.
+        """
         ...
 
 

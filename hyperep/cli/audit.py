@@ -74,9 +74,13 @@ def run(
             if line.detail:
                 console.print(f"--- {line.examination} at {line.ranks} ranks\n{line.detail}", markup=False)
     console.print(as_text(found, details=details))
-    for number, finding in enumerate(found.findings, 1):
-        if scripts is not None and finding.script is not None:
-            path = scripts / f"finding_{number}.py"
+    for number, finding in enumerate(found.findings if scripts is not None else (), 1):
+        assert scripts is not None
+        path = scripts / f"finding_{number}.py"
+        if finding.script is None:
+            path.unlink(missing_ok=True)  # of a finding of an earlier run
+            console.print(f"no script of finding {number}: {finding.scriptless}", markup=False)
+        else:
             path.write_text(finding.script, encoding="utf-8")
             console.print(f"script of finding {number}: {path}", markup=False)
     raise typer.Exit(0 if found.clean else 1)

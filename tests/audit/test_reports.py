@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users see of an audit: the command, the JSON, the page, pytest; and what they did wrong."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def run_cli(*arguments):
 
 def test_the_command_line(tmp_path, capsys):
     report, page = tmp_path / "r.json", tmp_path / "r.html"
-    options = ("--world-size", "1,2", "--json", str(report), "--html", str(page), *FEW)
+    options = ("--world-size", "1,2", "--json", str(report), "--html", str(page), "--scripts", str(tmp_path), *FEW)
     assert run_cli("run", "--subject", "test_reports:summed", *options) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "1. The gradients of the experts are 2.000 times too large on all experts" in shown
@@ -38,6 +39,7 @@ def test_the_command_line(tmp_path, capsys):
     data = json.loads(report.read_text())
     (finding,) = data["findings"]
     assert (data["clean"], data["schema"], data["reference"]) == (False, 1, "test_reports:summed")
+    assert "no script of finding 1: scripts are written of layers of PyTorch only" in shown
     assert (finding["cause"], finding["equals"], finding["certainty"]) == ("scaled", ["R"], "certain")
     assert finding["factor"] == pytest.approx(2.0)
     assert page.read_text().startswith("<!DOCTYPE html>")
@@ -76,6 +78,16 @@ def test_the_smallest_input_is_told():
     assert sum(map(sum, several[0].smallest.tokens)) <= 8, "two tokens a batch and rank can be exchanged"
 
 
+def test_a_layer_without_a_name_is_called_as_it_is_found(monkeypatch):
+    monkeypatch.setitem(globals(), "nameless", dataclasses.replace(right, name=""))
+    report = check_layer("test_reports:nameless", (1,), only=("one-row", "unequal"))
+    assert report.subject == "test_reports:nameless"
+    assert [(line.outcome, line.message) for line in report.examinations] == [
+        ("ok", ""),
+        ("not examined", "it takes 2 ranks"),
+    ]
+
+
 def test_a_page_needs_nothing_from_elsewhere_and_text_stays_text():
     report = check_layer(subject_of(EarlyReturnWithoutTokens), (2,), only=("one-row",))
     page = as_html(report)
@@ -83,6 +95,9 @@ def test_a_page_needs_nothing_from_elsewhere_and_text_stays_text():
     assert "src=" not in page
     assert "<script" not in page
     assert "rank 0" in page
+    assert "no script: " in page
+    assert ">seen at 2 ranks</dt><dd>one-row<" in page
+    assert "left unexplained" not in page, "nothing was fitted"
     (finding,) = report.findings
     hostile = as_html(type(report)(**{**vars(report), "subject": "<b>&x", "findings": (finding,)}))
     assert "&lt;b&gt;&amp;x" in hostile

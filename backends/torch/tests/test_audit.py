@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import audited
 import pytest
 from ranks import OnCpu
 
-from hyperep.audit import check_layer
+from hyperep.audit import SWIGLU, Claims, check_layer
 from hyperep.audit.examinations import examinations
 from hyperep.audit.ranks import PooledRanks
 from hyperep.audit.run import audit_on
+from hyperep.audit.shown import Shown
+from hyperep.audit.subject import NotOffered
 from hyperep.launch.pool import RankPool
 
 
@@ -53,11 +57,33 @@ def test_a_deadlock_ends_with_the_place_of_every_rank(pool):
     _, cause, quantity, word = audited.FAULTS["EarlyReturn"]
     subject = audited.FAULTS["EarlyReturn"][0]
     ranks = PooledRanks(pool, subject, pool.ranks, 8.0)
-    findings, _ = audit_on(ranks, subject, examinations(("one-row", "mixed")))
+    mixed, one_row = examinations(("mixed",)) + examinations(("one-row",))
+    findings, _ = audit_on(ranks, subject, (mixed, one_row))  # what hangs comes last, so that ranks start only once
     assert [(f.cause, f.quantities) for f in findings] == [(cause, (quantity,))]
     assert word in findings[0].condition
     assert [place.partition(":")[0] for place in findings[0].places] == ["rank 0", "rank 1"]
     assert any("audit_layer.py" in place for place in findings[0].places), findings[0].places
+
+
+def in_forward(module, tokens):
+    return module(tokens)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"make": lambda claims: None}, "make cannot be named"),
+        ({"reduce": lambda layer: None}, "reduce cannot be named"),
+        ({"call": functools.partial(in_forward)}, "call cannot be named"),
+        ({"claims": Claims(capacity=1.0)}, "know neither capacities"),
+        ({"claims": Claims(expert=replace(SWIGLU))}, "no experts but"),
+    ],
+)
+def test_why_there_is_no_script_is_told(changes, message):
+    subject = replace(audited.right, **changes)
+    shown = Shown(title="", reason="", ranks=2, layers=1, actions=(), tokens={}, cotangents={}, seed=0)
+    with pytest.raises(NotOffered, match=message):
+        subject.script(shown)
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "audit_layer.py"

@@ -56,7 +56,8 @@ class ModuleSubject:
     ones are whole, or this rank's equal share of dim 0. ``{}`` stands for the number of a local expert where each
     expert is a module of its own: ``"experts.{}.w1"``."""
     claims: Claims = field(default_factory=Claims)
-    name: str = "layer"
+    name: str = ""
+    """In reports; empty for that of the subject in its module."""
     call: Callable[[nn.Module, torch.Tensor], torch.Tensor] = call
     """``call(module, tokens [T, D]) -> [T, D]``."""
     reduce: Callable[[nn.Module], None] | None = None
@@ -91,5 +92,5 @@ class ModuleSubject:
     def canonical(self, arrays: Arrays) -> Arrays:  # noqa: D102
         return self.from_layer(arrays)
 
-    def script(self, shown: Shown) -> str | None:  # noqa: D102
+    def script(self, shown: Shown) -> str:  # noqa: D102
         return script_of(self, shown)

@@ -13,6 +13,7 @@ import numpy as np
 from hyperep.audit.claims import RELU_MLP, SWIGLU, Claims
 from hyperep.audit.inputs import coarse, weights_of
 from hyperep.audit.shown import Shown
+from hyperep.audit.subject import NotOffered
 from hyperep_torch.audit import script_parts
 from hyperep_torch.audit.source import folder_of, name_in_source, source_without_audit
 
@@ -27,29 +28,39 @@ _EXPERTS = {
 }
 _DEFAULTS = "hyperep_torch.audit.module_subject"
 """Where functions come from that do nothing."""
+_NAMELESS = "cannot be named in a script: let it be a function that stands by itself in a module, with def"
 _VERBS = {"forward", "backward", "finish", "gradients", "zero", "freeze"}
 
 
-def script_of(subject: ModuleSubject, shown: Shown) -> str | None:
-    """The script; ``None`` where the layer's source cannot be had, or the script would need more than is here.
+def script_of(subject: ModuleSubject, shown: Shown) -> str:
+    """The script.
 
-    Experts are those that the audit knows by name; capacities, optimizers and checkpoints are left out.
+    Raises:
+        NotOffered: the layer's source cannot be had, or the script would need more than is here. Experts are those
+            that the audit knows by name; capacities, optimizers and checkpoints are left out.
     """
     claims, module = subject.claims, getattr(subject.make, "__module__", "")
-    expert, make = _EXPERTS.get(id(claims.expert)), name_in_source(subject.make, module)
-    if expert is None or make is None or claims.capacity is not None or claims.weighting != "output":
-        return None
-    if not {action[0] for action in shown.actions} <= _VERBS:
-        return None
-    layer = source_without_audit(subject.make)
-    if layer is None or module == "__main__":
-        return None
+    more = {action[0] for action in shown.actions} - _VERBS
+    if more:
+        raise NotOffered(f"scripts know nothing of {', '.join(sorted(more))}")
+    if claims.capacity is not None or claims.weighting != "output":
+        raise NotOffered("scripts know neither capacities nor scores on inputs")
+    if id(claims.expert) not in _EXPERTS:
+        raise NotOffered("scripts know no experts but SWIGLU and RELU_MLP")
     functions = {"CALL": subject.call, "REDUCE": subject.reduce}
     functions |= {"TO_LAYER": subject.to_layer, "FROM_LAYER": subject.from_layer}
-    elsewhere = {f for f in functions.values() if f is not None and f.__module__ not in (module, _DEFAULTS)}
+    make = name_in_source(subject.make, module)
+    layer = source_without_audit(subject.make) if make is not None else None
+    if layer is None:
+        raise NotOffered(f"make {_NAMELESS}")
+    given = {key: f for key, f in functions.items() if f is not None and f.__module__ != _DEFAULTS}
+    named = {key: name_in_source(f, f.__module__) for key, f in given.items()}
+    nameless = [key.lower() for key, name in named.items() if name is None]
+    if nameless:  # left out, they would let the script show something else
+        raise NotOffered(f"{nameless[0]} {_NAMELESS}")
+    elsewhere = [f for f in dict.fromkeys(given.values()) if f.__module__ != module]
     lines = [textwrap.dedent(inspect.getsource(function)) for function in elsewhere]
-    for key, value in functions.items():
-        lines.append(f"{key} = {name_in_source(value, value.__module__ if value in elsewhere else module)}")
+    lines += [f"{key} = {named.get(key)}" for key in functions]
     constants = {
         "RANKS": shown.ranks,
         "LAYERS": shown.layers,
@@ -73,7 +84,7 @@ def script_of(subject: ModuleSubject, shown: Shown) -> str | None:
     kept = (
         kept.replace("_scores(logits)", choose)
         .replace("_divided(kept)", divide)
-        .replace("return _expert(w, x)", expert)
+        .replace("return _expert(w, x)", _EXPERTS[id(claims.expert)])
     )
     return "\n".join(
         [

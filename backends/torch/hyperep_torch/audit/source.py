@@ -41,10 +41,11 @@ def source_without_audit(function: Callable[..., Any]) -> str | None:
 
 def name_in_source(function: Callable[..., Any] | None, module: str) -> str | None:
     """How the source of *module* calls *function*; ``None`` if it does not define it."""
-    if function is None or getattr(function, "__module__", None) != module or "<" in function.__qualname__:
+    name = getattr(function, "__qualname__", "<object>")  # partial applications and other objects have none
+    if function is None or getattr(function, "__module__", None) != module or "<" in name:
         return None
     owner = getattr(function, "__self__", None)  # of a class method, which a class below it may have inherited
-    return f"{owner.__qualname__}.{function.__name__}" if isinstance(owner, type) else function.__qualname__
+    return f"{owner.__qualname__}.{function.__name__}" if isinstance(owner, type) else name
 
 
 def folder_of(function: Callable[..., Any]) -> str:
