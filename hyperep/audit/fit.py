@@ -10,7 +10,7 @@ import numpy as np
 
 from hyperep.audit.evidence import Block, Label
 
-__all__ = ["Entry", "Fit", "deviating", "error_of", "fit", "fit_one", "scale_of"]
+__all__ = ["Entry", "Fit", "deviating", "error_of", "fit", "fit_one", "rows_agree", "scale_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,14 @@ def error_of(block: Block, scale: float) -> float:
     deviation = block.observed - block.expected
     size = max(float(np.linalg.norm(block.expected)), 0.2 * scale, 1e-12)
     return float(np.linalg.norm(deviation)) / size if np.isfinite(deviation).all() else np.inf
+
+
+def rows_agree(expected: Sequence[np.ndarray], observed: Sequence[np.ndarray], tolerance: float) -> bool:
+    """Whether no row ``[D]`` of any rank deviates, by :func:`error_of`; blocks take longer to make."""
+    right, found = np.concatenate(list(expected)), np.concatenate(list(observed))
+    norms = np.linalg.norm(right, axis=1)
+    least = 0.2 * float(np.sqrt(np.mean(norms**2))) if len(norms) else 0.0
+    return bool((np.linalg.norm(found - right, axis=1) <= tolerance * np.maximum(norms, max(least, 1e-12))).all())
 
 
 def deviating(blocks: Sequence[Block], tolerance: float) -> tuple[list[Block], float]:

@@ -10,7 +10,7 @@ import numpy as np
 from hyperep.audit.candidate import Candidate, Deviation, factor_names
 from hyperep.audit.claims import Claims
 from hyperep.audit.evidence import Block, output_blocks, token_gradient_blocks
-from hyperep.audit.fit import deviating, error_of, fit, fit_one, scale_of
+from hyperep.audit.fit import deviating, error_of, fit, fit_one, rows_agree, scale_of
 from hyperep.audit.patterns import patterns, questions
 from hyperep.audit.reference import Terms
 from hyperep.audit.rivals import rivals_of
@@ -26,7 +26,7 @@ _TOKEN_GROUPS = ((), ("way",), ("owner",), ("way", "owner"))
 def judge_output(claims: Claims, terms: Sequence[Terms], observed: Arrays) -> Deviation | None:
     """What is wrong with the outputs ``[T, D]`` of all ranks, if anything is."""
     special = _shapes_and_numbers("output", [t.output for t in terms], observed)
-    if special is not None:
+    if special is not None or rows_agree([t.output for t in terms], observed, claims.tolerance):
         return special
     blocks = output_blocks(claims, terms, observed)
     wrong, error = deviating(blocks, claims.tolerance)
@@ -52,7 +52,7 @@ def judge_token_gradient(
         return Deviation(quantity="tokens", error=1.0, candidates=(candidate,))
     there = [np.zeros_like(t.tokens) if g is None else g for t, g in zip(terms, observed, strict=True)]
     special = _shapes_and_numbers("tokens", [t.token_gradient for t in terms], there)
-    if special is not None:
+    if special is not None or rows_agree([t.token_gradient for t in terms], there, claims.tolerance):
         return special
     blocks = token_gradient_blocks(claims, terms, there)
     wrong, error = deviating(blocks, claims.tolerance)
