@@ -99,7 +99,10 @@ _TOLD: dict[str, tuple[str, str]] = {
         "Tokens are sorted by expert and their scores are not, or are sorted differently.",
     ),
     "scores-formula": ("scores are {detail}, against the claim", ""),
-    "backward-formula": ("{what} {is_} wrong because {detail}", "A backward pass written by hand."),
+    "backward-formula": (
+        "{what} {is_} wrong because {detail}",
+        "In a backward pass written by hand; autograd would not do so.",
+    ),
     "replicas-differ": ("{what}, which every rank holds, {is_} not the same on all ranks", ""),
     "frozen": ("frozen parameters get a gradient: {what}", ""),
     "input-changed": (

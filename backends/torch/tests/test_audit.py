@@ -108,5 +108,6 @@ def test_a_script_shows_it_without_this_package(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len([line for line in lines if line.startswith("WRONG gradient of w2")]) == 2, done.stdout
+    assert "nan" not in done.stdout
     assert not [line for line in lines if line.startswith("WRONG") and "w2" not in line], done.stdout
     assert all(line.endswith("2.0000") for line in lines if line.startswith("WRONG"))

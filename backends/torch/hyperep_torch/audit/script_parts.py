@@ -82,9 +82,11 @@ def compare(what, found, right):
     found, right = found.detach().double().cpu(), right.detach().double().cpu()
     size = right.norm().item()
     error = ((found - right).norm() / max(size, 1e-12)).item() if found.shape == right.shape else float("inf")
-    factor = (found * right).sum().item() / size**2 if size and found.shape == right.shape else float("nan")
+    told = ""  # nothing is a part of zero
+    if size and found.shape == right.shape:
+        told = f", observed / expected {(found * right).sum().item() / size**2:.4f}"
     verdict = "ok" if error <= TOLERANCE else "WRONG"
-    print(f"{verdict:5} {what}: relative error {error:.3g}, observed / expected {factor:.4f}", flush=True)
+    print(f"{verdict:5} {what}: relative error {error:.3g}{told}", flush=True)
 
 
 def on_rank(rank, folder):
