@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native modules around a neutral forward, and wrappers around the forward of any ``torch.nn.Module``."""
+"""Native modules around a neutral forward, and shards in the place of parameters."""
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,18 +12,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hyperep_torch.kept_state import KeepsState
-from hyperep_torch.linear import linear_forward
 from hyperep_torch.local_parts import local_part
-from hyperep_torch.opened import OpensItself, call_opened, own_parts
+from hyperep_torch.opened import OpensItself, own_parts
 
 __all__ = [
     "LocalView",
     "NeutralModule",
     "OpensItself",
-    "WrappedForward",
     "own_copy",
     "replace_by_shard",
-    "wrap_forward",
 ]
 
 _SHARD = "_hyperep_shard"
@@ -83,39 +79,6 @@ class LocalView:
         return value
 
 
-class WrappedForward:
-    """Mixed in before a module's own class; calls that class's forward through the instance's wrappers.
-
-    The wrappers belong to the instance and get the rest of the chain as an argument, bound to the module that is
-    called. So a deep copy runs on its own weights, and a class that FSDP2 puts on top finds a forward like any other.
-    The module's own forward sees local parts where a style has sharded its parameters.
-    """
-
-    _forward_wrappers: tuple[Callable[..., Any], ...]
-    _own_forward: Callable[..., Any] | None = None
-    """What stands in for the forward of the module's own class, if anything does."""
-
-    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Call the wrappers around the module's own forward, the last one outermost."""
-        own = self._own_forward or super(WrappedForward, type(self)).forward
-        inner: Callable[..., Any] = functools.partial(call_opened, self, own)
-        for wrapper in self._forward_wrappers:
-            inner = functools.partial(wrapper, inner)
-        return inner(*inputs, **kwargs)
-
-
-def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
-    """From now on calling *module* calls ``wrapper(inner, *inputs, **kwargs)``."""
-    if not isinstance(module, WrappedForward):
-        module._forward_wrappers = ()
-        module.__class__ = _wrapped_class(type(module))
-    own = module.__dict__.pop("forward", None)
-    if own is not None:
-        # Somebody has set a forward on the instance, which would hide the class's; it becomes the innermost part.
-        module._forward_wrappers = (*module._forward_wrappers, lambda inner, *inputs, **kwargs: own(*inputs, **kwargs))
-    module._forward_wrappers = (*module._forward_wrappers, wrapper)
-
-
 def own_copy(local: torch.Tensor) -> torch.Tensor:
     """A copy, because a slice would keep the memory of the whole parameter."""
     return local.detach().clone(memory_format=torch.contiguous_format)
@@ -166,12 +129,3 @@ def _warn_of_what_is_lost(name: str, whole: nn.Parameter) -> None:
             "whole; register hooks after the style was applied, and take the first gradient then",
             stacklevel=5,
         )
-
-
-@functools.cache
-def _wrapped_class(cls: type[nn.Module]) -> type[nn.Module]:
-    names: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    if cls.forward is nn.Linear.forward:
-        # A row-parallel style wants to sum before the bias is added, which this forward cannot.
-        names["_own_forward"] = staticmethod(linear_forward)
-    return type(cls.__name__, (WrappedForward, cls), names)

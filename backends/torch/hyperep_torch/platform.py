@@ -30,6 +30,7 @@ from hyperep_torch.native import NativeTraining
 from hyperep_torch.opened import call_with_given, mark_shard
 from hyperep_torch.spec import CAPABILITIES
 from hyperep_torch.world import World, join_world
+from hyperep_torch.wrapped import wrap_forward
 
 __all__ = ["TorchPlatform", "join"]
 
@@ -221,7 +222,7 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
         return self._meshes.from_local(local, sharding)
 
     def wrap_forward(self, module: nn.Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
-        modules.wrap_forward(module, wrapper)
+        wrap_forward(module, wrapper)
 
     def native_mesh(self, mesh: DeviceMesh) -> NativeMesh:
         """PyTorch's own mesh of a core mesh; made of its groups if it has none."""

@@ -19,8 +19,8 @@ from torch.distributed.tensor import parallel as native
 import hyperep
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.selection import adopt_mesh
-from hyperep_torch.modules import wrap_forward
 from hyperep_torch.uncompiled import call_uncompiled
+from hyperep_torch.wrapped import wrap_forward
 
 __all__ = [
     "BorrowedStyle",

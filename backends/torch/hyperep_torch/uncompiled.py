@@ -17,7 +17,7 @@ __all__ = ["call_uncompiled"]
 
 
 def call_uncompiled(inner: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Any:
-    """Call *inner*; a wrapper for :func:`hyperep_torch.modules.wrap_forward`."""
+    """Call *inner*; a wrapper for :func:`hyperep_torch.wrapped.wrap_forward`."""
     if not torch.compiler.is_compiling():
         return inner(*inputs, **kwargs)
     # Here, because to mark a function for the compiler imports it, with Triton, which takes seconds.

@@ -2,11 +2,17 @@
 """Native modules around neutral forwards, and wrapped forwards of any module, under PyTorch's own tools."""
 
 import copy
+import gc
+import pickle
+import weakref
 
+import hyperep_torch as hep
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+
+import hyperep
 
 
 def _linear(platform, name="Linear"):
@@ -152,7 +158,30 @@ def test_wrappers_may_hold_the_platform_when_copied(platform):
     module = _linear(platform)
     platform.wrap_forward(module, Wrapper())
     (wrapper,) = copy.deepcopy(module)._forward_wrappers
-    assert wrapper.platform is platform
+    assert wrapper.function.platform is platform
+
+
+def test_a_styled_module_is_freed_without_the_collector_of_cycles(platform):
+    layer = hep.MoE(8, 16, 4, 2)
+    hep.ExpertParallel(chunks=2).apply(layer.experts, hyperep.init_device_mesh(platform, (1,), ("ep",)))
+    layer(torch.randn(5, 8)).sum().backward()
+    gone = [weakref.ref(part) for part in layer.modules()]
+    gc.collect()
+    gc.disable()
+    try:
+        del layer
+        assert [of() for of in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
+
+
+def test_a_styled_module_is_not_pickled_and_a_plain_one_is(platform):
+    layer, x = hep.MoE(8, 16, 4, 2), torch.randn(5, 8)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    hep.ExpertParallel().apply(layer.experts, hyperep.init_device_mesh(platform, (1,), ("ep",)))
+    with pytest.raises(TypeError, match=r"cannot be pickled, .* save its state dict .* apply the style after loading"):
+        pickle.dumps(layer)
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
 def test_functional_call_and_hooks_see_the_wrapped_forward(platform):

@@ -11,12 +11,12 @@ from torch import nn
 
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.expert import Exchange
-from hyperep_torch.modules import wrap_forward
 from hyperep_torch.opened import divide_gradients
 from hyperep_torch.styles import ExpertParallel
 from hyperep_torch.transformers.find import StockExperts, find_experts
 from hyperep_torch.transformers.forms import Declared
 from hyperep_torch.transformers.kernels import EXPERTS_IMPLEMENTATION
+from hyperep_torch.wrapped import wrap_forward
 
 __all__ = ["Gradients", "expert_parallelize"]
 
