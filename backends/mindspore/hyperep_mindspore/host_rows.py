@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,49 +43,54 @@ def sum_rows(x: Tensor, index: Tensor, inverse: Tensor, weights: Tensor | None) 
 
     One term of all tokens at a time, so that nothing of the size of all terms is made.
     """
-    (rows, width), (tokens, terms), dtype = x.shape, index.shape, x.dtype
-
-    def terms_of(x: np.ndarray, places: np.ndarray) -> Iterator[np.ndarray]:
-        """``[T, D]`` for each ``k``, zeros for a token without a row there."""
-        for k in range(terms):
-            if not rows:
-                yield np.zeros((tokens, width), x.dtype)
-                continue
-            found = x.take(places[:, k], axis=0, mode="clip")
-            if rows < tokens * terms:
-                found[places[:, k] >= rows] = 0  # the last row was taken there, which may be NaN
-            yield found
+    (tokens, terms), dtype = index.shape, x.dtype
 
     def forward(x: Tensor, *weights: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        given, places = widened(x), opened(index)
-        factors = [_named(w, places, rows) for w in weights]
-        total = np.zeros((tokens, width), np.result_type(given, *factors))  # weights may be wider than rows
-        for k, found in enumerate(terms_of(given, places)):
-            for factor in factors:
-                found = found.astype(total.dtype, copy=False)
-                found *= factor[:, k, None]
-            total += found
-        return from_array(total, dtype), (x, *weights) if weights else ()
+        factor = widened(weights[0]) if weights else None
+        return from_array(_sums(widened(x), opened(index), factor), dtype), (x, *weights) if weights else ()
 
     def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        g, entry = widened(cotangents[0]), opened(inverse)
+        entry = opened(inverse)
+        by_row = widened(cotangents[0]).take(entry // terms, axis=0)  # [N, D], of each row's token
         if not residuals:
-            return (from_array(g.take(entry // terms, axis=0), dtype),)
-        (x, w), places = residuals, opened(index)
-        factor = _named(w, places, rows)
-        grad_x = grad_w = None
-        if needed[0]:
-            by_row = g.take(entry // terms, axis=0).astype(np.result_type(g, factor), copy=False)  # [N, D]
-            by_row *= factor.reshape(-1)[entry][:, None]
-            grad_x = from_array(by_row, dtype)
+            return (from_array(by_row, dtype),)
+        (x, w), grad_x, grad_w = residuals, None, None
         if needed[1]:
-            by_term = [np.einsum("td,td->t", found, g) for found in terms_of(widened(x), places)]
-            grad_w = from_array(np.stack(by_term, axis=1), w.dtype)
+            # From row to choice: what no row belongs to stays zero.
+            by_choice = np.zeros(tokens * terms, by_row.dtype)
+            by_choice[entry] = np.einsum("nd,nd->n", widened(x), by_row)
+            grad_w = from_array(by_choice.reshape(tokens, terms), w.dtype)
+        if needed[0]:
+            factor = widened(w).reshape(-1)[entry]  # [N]
+            by_row = by_row.astype(np.result_type(by_row, factor), copy=False)
+            by_row *= factor[:, None]
+            grad_x = from_array(by_row, dtype)
         return grad_x, grad_w
 
     return custom_vjp(forward, backward)(x, *(() if weights is None else (weights,)))
 
 
-def _named(weights: Tensor, places: np.ndarray, rows: int) -> np.ndarray:
-    """Weights, and zero where there is no row: what stands there may be anything, also NaN."""
-    return np.where(places < rows, widened(weights), 0)
+def _sums(x: np.ndarray, places: np.ndarray, factor: np.ndarray | None) -> np.ndarray:
+    """``[T, D]``: the rows of *x* at each token's *places* ``[T, K]``, by *factor* ``[T, K]``, added up in their order.
+
+    A place past the end is no row. Tokens are sorted by how many rows they have, and a token's own rows come first: the
+    k-th term is then one of the first tokens alone, and what is missing is neither read nor multiplied.
+    """
+    present = places < x.shape[0]  # [T, K]
+    counts = present.sum(axis=1)
+    by_count = np.argsort(-counts, kind="stable")
+    own_first = np.argsort(~present, axis=1, kind="stable")[by_count]
+    places = places[by_count[:, None], own_first]
+    if factor is not None:
+        factor = factor[by_count[:, None], own_first]
+    dtype = x.dtype if factor is None else np.result_type(x, factor)  # weights may be wider than rows
+    total = np.zeros((len(places), x.shape[1]), dtype)
+    for k in range(counts.max(initial=0)):
+        some = np.count_nonzero(counts > k)
+        found = x.take(places[:some, k], axis=0).astype(dtype, copy=False)
+        if factor is not None:
+            found *= factor[:some, k, None]
+        total[:some] += found
+    out = np.empty_like(total)
+    out[by_count] = total
+    return out

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess
+from hyperep.launch.host_memory import keep_memory
 from hyperep.launch.ports import free_port
 
 __all__ = ["MindSporeLauncher", "launcher"]
@@ -54,6 +57,10 @@ class MindSporeLauncher(Launcher):
             for rank in range(ranks)
         )
         return LaunchPlan(processes=workers, auxiliaries=(scheduler,))
+
+    def host(self, process: RankProcess, function: Callable[[Any], Any], platform_name: str) -> list[Any]:  # noqa: D102
+        keep_memory()  # NumPy's arrays on the CPU come from the C library
+        return super().host(process, function, platform_name)
 
     def lost_port(self, report: str) -> bool:  # noqa: D102
         return "Failed to init the tcp server" in report or super().lost_port(report)

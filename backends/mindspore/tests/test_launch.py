@@ -2,6 +2,7 @@
 """Starting ranks: what fails is named and nothing survives; joining a launch."""
 
 import os
+import platform as machine
 import re
 import signal
 import socket
@@ -148,3 +149,11 @@ def _own_schedulers():
         if b"MS_ROLE=MS_SCHED" in environment and stat[0] != "Z" and int(stat[1]) == os.getpid():
             found.add(int(entry.name))
     return found
+
+
+@pytest.mark.skipif(machine.libc_ver()[0] != "glibc", reason="allocation is tuned on glibc")
+def test_a_rank_keeps_the_memory_that_it_has(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    # 400 MB are 200 huge pages, or 100,000 small ones.
+    assert run_on_ranks(launcher, "mindspore", "rank_cases:faults_of_the_next_array", {}, 1, deadline=240.0) < 20
