@@ -41,3 +41,19 @@ def disagree(platform: Any) -> None:
     x = Tensor(np.ones((sum(sends), 4), np.float32))
     mint.distributed.all_to_all_single(output, x, receives, sends, group=group, async_op=True).wait()
     output.asnumpy()
+
+
+def reduce_unlisted(platform: Any) -> str:
+    """What is said to products of a type that HCCL adds up, and does not multiply."""
+    x = Tensor(np.ones((2, 2), np.int16))
+    try:
+        mint.distributed.all_reduce(x, op="prod", group=platform._group(None).name)
+        return f"reduced: {x.asnumpy()}"
+    except RuntimeError as error:
+        return str(error)
+
+
+def reduce_booleans(platform: Any) -> tuple[list[bool], list[bool], list[bool]]:
+    """Whether any, all and a number of ranks say so: all ranks, the first one, and nobody."""
+    said = platform.from_host(np.array([True, platform.rank == 0, False]))
+    return tuple(platform.all_reduce(said, op=op).asnumpy().tolist() for op in ("max", "min", "sum"))

@@ -25,3 +25,18 @@ def test_ranks_that_disagree_all_abort_and_say_on_what() -> None:
     told = str(failure.value)
     assert "all_to_all: rank 0 sends 8 elements to rank 1, which expects 12" in told, told
     assert all(re.search(rf"rank {rank}( of 2|:) died: crashed with SIGABRT", told) for rank in (0, 1)), told
+
+
+def test_a_reduction_that_a_page_of_hccl_does_not_list_is_refused_with_its_name() -> None:
+    """What works here and fails on hardware only. Sums of float64 and uint8 the frameworks refuse by themselves."""
+    from hyperep_mindspore.launcher import launcher
+
+    with RankPool(launcher, "mindspore", 2, start_deadline=240.0) as pool:
+        for said in pool.run("mindspore_programs:reduce_unlisted", {}, deadline=120):
+            assert "HcclAllReduce does not list" in said, said
+
+
+def test_booleans_are_reduced_as_integers(pools) -> None:
+    """A sum of two that is neither true nor false, or is false."""
+    expected = ([True, True, False], [True, False, False], [True, True, False])
+    assert pools(2).run("mindspore_programs:reduce_booleans", {}, deadline=120) == [expected] * 2

@@ -57,6 +57,9 @@ void npu_collect(struct npu_communicator *communicator, struct npu_collective co
 /* The size of an element of an HCCL type in bytes, and 0 for a type that the emulator does not know. */
 size_t npu_type_bytes(uint32_t type);
 
+/* Whether HCCL reduces that type in that way. */
+int npu_reduces(uint32_t type, uint32_t reduction);
+
 /* result[k] = the reduction over `ranks` of pieces[rank][k], in rank order. Sums and products of 16-bit floats are
    made in float and rounded once. */
 void npu_reduce(char *result, const char *const *pieces, uint32_t ranks, size_t elements, uint32_t type,

@@ -75,6 +75,19 @@ void receive_reduced(npu_collective &collective, void *address, uint64_t count, 
     }
 }
 
+// HCCL reduces fewer types than it moves.
+HcclResult check_reduction(const char *name, HcclDataType type, HcclReduceOp reduction)
+{
+    if (npu_reduces(type, reduction)) {
+        return HCCL_SUCCESS;
+    }
+    return static_cast<HcclResult>(npu_refuse(
+        HCCL_E_NOT_SUPPORT,
+        "HCCL's page %s does not list type %d for reduction %d on Atlas A2 and A3; it lists int8, int16, int32, int64, "
+        "float16, float32 and bfp16, and products of none of int16 and bfp16",
+        name, static_cast<int>(type), static_cast<int>(reduction)));
+}
+
 HcclResult go(HcclComm comm, const npu_collective &collective, aclrtStream stream)
 {
     npu_collect(of(comm), collective, stream);
@@ -150,6 +163,9 @@ HcclResult HcclSetConfig(HcclConfig, HcclConfigValue)
 HcclResult HcclAllReduce(void *from, void *to, uint64_t count, HcclDataType type, HcclReduceOp reduction, HcclComm comm,
                          aclrtStream stream)
 {
+    if (const HcclResult refused = check_reduction("HcclAllReduce", type, reduction); refused != HCCL_SUCCESS) {
+        return refused;
+    }
     npu_collective collective = start(ALL_REDUCE, type, reduction);
     send_to_all(collective, from, count, npu_ranks(of(comm)));
     receive_reduced(collective, to, count, npu_ranks(of(comm)));
@@ -159,6 +175,9 @@ HcclResult HcclAllReduce(void *from, void *to, uint64_t count, HcclDataType type
 HcclResult HcclReduce(void *from, void *to, uint64_t count, HcclDataType type, HcclReduceOp reduction, uint32_t root,
                       HcclComm comm, aclrtStream stream)
 {
+    if (const HcclResult refused = check_reduction("HcclReduce", type, reduction); refused != HCCL_SUCCESS) {
+        return refused;
+    }
     npu_collective collective = start(REDUCE, type, reduction, root);
     collective.shared = 1;
     collective.from[0] = static_cast<const char *>(from);
@@ -218,6 +237,9 @@ HcclResult HcclAllGatherV(void *from, uint64_t count, void *to, const void *coun
 HcclResult HcclReduceScatter(void *from, void *to, uint64_t count, HcclDataType type, HcclReduceOp reduction,
                              HcclComm comm, aclrtStream stream)
 {
+    if (const HcclResult refused = check_reduction("HcclReduceScatter", type, reduction); refused != HCCL_SUCCESS) {
+        return refused;
+    }
     npu_collective collective = start(REDUCE_SCATTER, type, reduction);
     send_blocks(collective, from, count, npu_ranks(of(comm)));
     receive_reduced(collective, to, count, npu_ranks(of(comm)));
@@ -227,6 +249,9 @@ HcclResult HcclReduceScatter(void *from, void *to, uint64_t count, HcclDataType 
 HcclResult HcclReduceScatterV(void *from, const void *counts, const void *places, void *to, uint64_t count,
                               HcclDataType type, HcclReduceOp reduction, HcclComm comm, aclrtStream stream)
 {
+    if (const HcclResult refused = check_reduction("HcclReduceScatterV", type, reduction); refused != HCCL_SUCCESS) {
+        return refused;
+    }
     npu_collective collective = start(REDUCE_SCATTER, type, reduction);
     for (uint32_t rank = 0; rank < npu_ranks(of(comm)); rank++) {
         collective.from[rank] =

@@ -70,28 +70,31 @@ static uint16_t store_bf16(float value)
     }
 
 DEFINE_REDUCE(reduce_int8, int8_t, int8_t, SAME, SAME)
-DEFINE_REDUCE(reduce_uint8, uint8_t, uint8_t, SAME, SAME)
 DEFINE_REDUCE(reduce_int16, int16_t, int16_t, SAME, SAME)
-DEFINE_REDUCE(reduce_uint16, uint16_t, uint16_t, SAME, SAME)
 DEFINE_REDUCE(reduce_int32, int32_t, int32_t, SAME, SAME)
-DEFINE_REDUCE(reduce_uint32, uint32_t, uint32_t, SAME, SAME)
 DEFINE_REDUCE(reduce_int64, int64_t, int64_t, SAME, SAME)
-DEFINE_REDUCE(reduce_uint64, uint64_t, uint64_t, SAME, SAME)
 DEFINE_REDUCE(reduce_fp32, float, float, SAME, SAME)
-DEFINE_REDUCE(reduce_fp64, double, double, SAME, SAME)
 DEFINE_REDUCE(reduce_fp16, _Float16, float, (float), SAME)
 DEFINE_REDUCE(reduce_bf16, uint16_t, float, load_bf16, store_bf16)
+
+typedef void (*reducer)(char *, const char *const *, uint32_t, size_t, uint32_t);
+
+/* The types that HCCL's pages (HcclAllReduce, HcclReduce, HcclReduceScatter) list for Atlas A2 and A3. */
+static const reducer reducers[] = {
+    [INT8] = reduce_int8, [INT16] = reduce_int16, [INT32] = reduce_int32, [INT64] = reduce_int64,
+    [FP16] = reduce_fp16, [FP32] = reduce_fp32,   [BF16] = reduce_bf16,
+};
+
+int npu_reduces(uint32_t type, uint32_t reduction)
+{
+    return type < sizeof reducers / sizeof *reducers && reducers[type] != NULL && reduction <= MIN &&
+           !(reduction == PROD && (type == INT16 || type == BF16));
+}
 
 void npu_reduce(char *result, const char *const *pieces, uint32_t ranks, size_t elements, uint32_t type,
                 uint32_t reduction)
 {
-    typedef void (*reducer)(char *, const char *const *, uint32_t, size_t, uint32_t);
-    static const reducer reducers[] = {
-        [INT8] = reduce_int8,     [INT16] = reduce_int16,   [INT32] = reduce_int32,   [FP16] = reduce_fp16,
-        [FP32] = reduce_fp32,     [INT64] = reduce_int64,   [UINT64] = reduce_uint64, [UINT8] = reduce_uint8,
-        [UINT16] = reduce_uint16, [UINT32] = reduce_uint32, [FP64] = reduce_fp64,     [BF16] = reduce_bf16,
-    };
-    if (type >= sizeof reducers / sizeof *reducers || reduction > MIN) {
+    if (!npu_reduces(type, reduction)) {
         npu_die("no reduction %u for HCCL type %u in the emulator", reduction, type);
     }
     reducers[type](result, pieces, ranks, elements, reduction);
