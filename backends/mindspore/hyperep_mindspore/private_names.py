@@ -155,4 +155,5 @@ def is_recording() -> bool:
 
 def abandon_graphs() -> None:
     """Release every graph whose pullback was not called, and with it the tensors that it holds."""
+    _executor.sync()  # operators that were issued and have not run yet still use what is released
     _executor.clear_res()
