@@ -90,12 +90,8 @@ def call_with_given(
     for path, value in parameters.items():
         owner, _, name = path.rpartition(".")
         given.setdefault(id(module.get_submodule(owner)), {})[name] = value
-    with _counted():
-        token = _given.set({**_given.get(), **given})
-        try:
-            return function(*inputs, **kwargs)
-        finally:
-            _given.reset(token)
+    with _giving(given):
+        return function(*inputs, **kwargs)
 
 
 _given: ContextVar[Mapping[int, Mapping[str, torch.Tensor]]] = ContextVar("given parameters by module", default={})  # noqa: B039 (never changed)
@@ -108,11 +104,13 @@ _calls_lock = threading.Lock()
 
 
 @contextmanager
-def _counted() -> Iterator[None]:
+def _giving(given: Mapping[int, Mapping[str, torch.Tensor]]) -> Iterator[None]:
     _count(1)
+    token = _given.set({**_given.get(), **given})
     try:
         yield
     finally:
+        _given.reset(token)
         _count(-1)
 
 
