@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyperep_torch.data_parallel import fully_shard
     from hyperep_torch.gradient_norm import clip_grad_norm_
+    from hyperep_torch.grouped import grouped_matmul
     from hyperep_torch.initial import init_weights
     from hyperep_torch.layers import GroupedExperts, MoE, TopKRouter
+    from hyperep_torch.packed_swiglu import packed_swiglu
     from hyperep_torch.scaler import GradScaler
     from hyperep_torch.styles import (
         ColwiseParallel,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         TensorParallel,
         parallelize_module,
     )
+    from hyperep_torch.swiglu import grouped_swiglu
 
 _HOME = {
     "ColwiseParallel": "hyperep_torch.styles",
@@ -36,7 +39,10 @@ _HOME = {
     "TopKRouter": "hyperep_torch.layers",
     "clip_grad_norm_": "hyperep_torch.gradient_norm",
     "fully_shard": "hyperep_torch.data_parallel",
+    "grouped_matmul": "hyperep_torch.grouped",
+    "grouped_swiglu": "hyperep_torch.swiglu",
     "init_weights": "hyperep_torch.initial",
+    "packed_swiglu": "hyperep_torch.packed_swiglu",
     "parallelize_module": "hyperep_torch.styles",
 }
 
@@ -52,7 +58,10 @@ __all__ = [
     "TopKRouter",
     "clip_grad_norm_",
     "fully_shard",
+    "grouped_matmul",
+    "grouped_swiglu",
     "init_weights",
+    "packed_swiglu",
     "parallelize_module",
 ]
 

@@ -59,8 +59,18 @@ def grouped_swiglu(
 ) -> torch.Tensor:
     """``(silu(x w1^T) * (x w3^T)) w2^T`` for each run of rows; see the protocol.
 
+    Args:
+        x: rows ``[N, D]``, sorted by expert.
+        w1: the gates, ``[L, H, D]``.
+        w2: the way back, ``[L, D, H]``.
+        w3: what is gated, ``[L, H, D]``.
+        group_sizes: int32 or int64 ``[L]``, how many rows each expert gets; they sum to ``N``.
+
+    Returns:
+        ``[N, D]``. Differentiable in *x* and the weights.
+
     Raises:
-        ValueError: shapes or dtypes do not fit together.
+        ValueError: shapes or dtypes do not fit together, or the sizes do not sum to the rows.
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

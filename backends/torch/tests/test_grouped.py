@@ -3,6 +3,7 @@
 
 import itertools
 
+import hyperep_torch
 import numpy as np
 import pytest
 import torch
@@ -108,13 +109,87 @@ def test_autocast_decides_the_dtype():
     [
         (torch.ones(4, 3), torch.ones(2, 5, 4), torch.tensor([2, 2]), r"x \(4, 3\), weight \(2, 5, 4\)"),
         (torch.ones(4, 3), torch.ones(2, 5, 3), torch.tensor([4]), r"group_sizes \(1,\); they must be"),
-        (torch.ones(4, 3), torch.ones(2, 5, 3).double(), torch.tensor([2, 2]), "cast one of them"),
+        (torch.ones(4, 3), torch.ones(2, 5, 3).double(), torch.tensor([2, 2]), "cast to one dtype"),
+        (torch.ones(4, 3), torch.ones(2, 3, 5), torch.tensor([2, 2]), "given with transposed=True"),
         (torch.ones(4, 3), torch.ones(2, 5, 3), torch.tensor([2, 1]), r"group_sizes=\[2, 1\] sum to 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(rows, weight, sizes, message):
     with pytest.raises(ValueError, match=message):
         grouped.grouped_matmul(rows, weight, sizes)
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [(torch.ones(2, 3), r"bias \(2, 3\); the bias must be"), (torch.ones(2, 5).double(), "bias in torch.float64")],
+)
+def test_a_bias_that_does_not_fit_is_refused(bias, message):
+    with pytest.raises(ValueError, match=message):
+        hyperep_torch.grouped_matmul(torch.ones(4, 3), torch.ones(2, 5, 3), torch.tensor([2, 2]), bias=bias)
+
+
+def _linear_of_each(sizes, transposed, x, w, b, g):
+    return _reference(sizes, lambda x, w, b: x @ (w if transposed else w.t()) + b, x, w, b, g)
+
+
+def _with_bias(sizes, dim, hidden, dtype, transposed, device="cpu"):
+    x, w, g = (t.to(device) for t in _data(sizes, dim, hidden, dtype))
+    w = w.transpose(1, 2).contiguous() if transposed else w
+    b = torch.linspace(-2, 3, len(sizes) * hidden).reshape(len(sizes), hidden).to(device, dtype)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    counts = torch.tensor(sizes, device=device)
+    return inputs, counts, g, [t.cpu() for t in _linear_of_each(sizes, transposed, *(t.cpu() for t in (*inputs, g)))]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dim", "hidden"), [(8, 16), (5, 7)], ids=["aligned", "odd"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_both_layouts_with_a_bias(sizes, dim, hidden, dtype, transposed):
+    inputs, counts, g, wanted = _with_bias(sizes, dim, hidden, dtype, transposed)
+    y = hyperep_torch.grouped_matmul(*inputs[:2], counts, bias=inputs[2], transposed=transposed)
+    grads = torch.autograd.grad(y, inputs, g)
+    assert all(grad.is_contiguous() for grad in grads)
+    for actual, expected in zip([y, *grads], wanted, strict=True):
+        _assert_close(actual, expected, dtype)
+
+
+def test_a_transposed_weight_and_its_gradient_are_not_copied(monkeypatch):
+    (x, w, b), counts, *_ = _with_bias(SIZES["mixed"], 8, 16, torch.float32, transposed=True)
+    read = []
+    product = grouped.rows_product
+    monkeypatch.setattr(grouped, "rows_product", lambda x, w, runs: read.append(w.data_ptr()) or product(x, w, runs))
+    grouped.grouped_matmul(x, w, counts, bias=b, transposed=True).sum().backward()
+    assert read == [w.data_ptr()] * 2
+    assert w.grad.stride() == w.stride()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_layer_with_a_bias_is_one_graph(transposed):
+    inputs, counts, g, wanted = _with_bias(SIZES["mixed"], 8, 16, torch.float32, transposed)
+    layer = lambda x, w, b, n: hyperep_torch.grouped_matmul(x, w, n, bias=b, transposed=transposed)  # noqa: E731
+    torch._dynamo.reset()
+    y = torch.compile(layer, fullgraph=True, backend="aot_eager")(*inputs, counts)
+    for actual, expected in zip([y, *torch.autograd.grad(y, inputs, g)], wanted, strict=True):
+        _assert_close(actual, expected, torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dim", "hidden"), [(64, 128), (60, 68)], ids=["aligned", "odd"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_both_layouts_with_a_bias_on_cuda(sizes, dim, hidden, dtype, transposed):
+    inputs, counts, g, wanted = _with_bias(sizes, dim, hidden, dtype, transposed, "cuda")
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    torch.cuda.set_sync_debug_mode("error" if products.has_native_kernel(counts.device, dtype) else "default")
+    try:
+        y = grouped.grouped_matmul(*leaves[:2], counts, bias=leaves[2], transposed=transposed)
+        found = [y, *torch.autograd.grad(y, leaves, g)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for actual, expected in zip(found, wanted, strict=True):
+        _assert_close(actual, expected, dtype)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -60,11 +60,9 @@ def _of_rows(m: Any, rows: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     if _is_plain_swiglu(m) and can_fuse(rows, m.down_proj):
         return _with_norm(m, packed_swiglu(rows, m.gate_up_proj, m.down_proj, sizes))
     first = "gate_up_proj" if m.has_gate else "up_proj"
-    # One for each row, in place of a sum over runs: the bias of its expert.
-    owners = torch.repeat_interleave(sizes, output_size=rows.shape[0]) if m.has_bias else None
-    projected = _linear(m, first, rows, sizes, owners)
+    projected = _linear(m, first, rows, sizes)
     hidden = _gate(m)(m, projected) if m.has_gate else m.act_fn(projected)
-    return _with_norm(m, _linear(m, "down_proj", hidden, sizes, owners))
+    return _with_norm(m, _linear(m, "down_proj", hidden, sizes))
 
 
 def _is_plain_swiglu(m: Any) -> bool:
@@ -82,10 +80,9 @@ def _gate(m: Any) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     return getattr(type(m), "_apply_gate", _default_apply_gate)
 
 
-def _linear(m: Any, name: str, rows: torch.Tensor, sizes: torch.Tensor, owners: torch.Tensor | None) -> torch.Tensor:
-    weight = getattr(m, name)
-    out = grouped_matmul(rows, weight.transpose(1, 2) if m.is_transposed else weight, sizes)
-    return out if owners is None else out + getattr(m, name + "_bias").index_select(0, owners)
+def _linear(m: Any, name: str, rows: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    bias = getattr(m, name + "_bias") if m.has_bias else None
+    return grouped_matmul(rows, getattr(m, name), sizes, bias=bias, transposed=m.is_transposed)
 
 
 def _with_norm(m: Any, rows: torch.Tensor) -> torch.Tensor:
