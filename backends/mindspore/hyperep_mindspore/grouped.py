@@ -1,35 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grouped products as one custom function each: a loop over the groups that have rows.
+"""Grouped products as one custom function each.
 
-MindSpore has a grouped kernel on Ascend only, which this package does not call yet. The loop reads the sizes on the
-host. Differentiating ``weight[e]`` in it would make a full-size zero gradient for every group; here the backward
-stacks one product per group instead. What the loop is made of, :class:`Products`, depends on the device.
+What they are made of, :class:`Products`, depends on the device: on Ascend it is CANN's grouped product, elsewhere a
+loop over the groups that have rows, which reads the sizes on the host. Differentiating ``weight[e]`` in a loop would
+make a full-size zero gradient for every group; here the backward makes one product per group instead.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from mindspore import Tensor
 
 from hyperep_mindspore.autodiff import custom_vjp
-from hyperep_mindspore.products import Products, Runs
+from hyperep_mindspore.products import Products
 
 __all__ = ["grouped_matmul", "grouped_swiglu"]
 
 
 def grouped_matmul(products: Products, x: Tensor, weight: Tensor, group_sizes: Tensor) -> Tensor:
     """``[N, D] x [L, H, D] -> [N, H]``; see the protocol."""
-    runs, of, dtype = _runs(x, group_sizes), products, x.dtype
+    of, dtype = products, x.dtype
+    groups = of.groups(group_sizes, x.shape[0])
 
     def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return of.close(of.by_run(of.open(x), of.open(weight), runs, transpose=True), dtype), (x, weight)
+        return of.close(of.by_run(of.open(x), of.open(weight), groups, transpose=True), dtype), (x, weight)
 
     def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         x, weight, g = (of.open(value) for value in (*residuals, *cotangents))
-        grad_x = of.close(of.by_run(g, weight, runs, transpose=False), dtype) if needed[0] else None
-        return grad_x, of.close(of.outer(g, x, weight, runs), residuals[1].dtype) if needed[1] else None
+        grad_x = of.close(of.by_run(g, weight, groups, transpose=False), dtype) if needed[0] else None
+        return grad_x, of.close(of.outer(g, x, weight, groups), residuals[1].dtype) if needed[1] else None
 
     return custom_vjp(forward, backward)(x, weight)
 
@@ -39,28 +39,29 @@ def grouped_swiglu(products: Products, x: Tensor, w1: Tensor, w2: Tensor, w3: Te
 
     Keeps the rows and the two projections; the hidden rows are computed again in backward, which is elementwise.
     """
-    runs, of, dtype = _runs(x, group_sizes), products, x.dtype
+    of, dtype = products, x.dtype
+    groups = of.groups(group_sizes, x.shape[0])
 
     def forward(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         x, w1, w2, w3 = (of.open(value) for value in inputs)
-        gate = of.by_run(x, w1, runs, transpose=True)  # [N, H]
-        up = of.by_run(x, w3, runs, transpose=True)  # [N, H]
-        out = of.by_run(gate * of.sigmoid(gate) * up, w2, runs, transpose=True)  # [N, D]
+        gate = of.by_run(x, w1, groups, transpose=True)  # [N, H]
+        up = of.by_run(x, w3, groups, transpose=True)  # [N, H]
+        out = of.by_run(gate * of.sigmoid(gate) * up, w2, groups, transpose=True)  # [N, D]
         return of.close(out, dtype), (*inputs, of.close(gate, dtype), of.close(up, dtype))
 
     def backward(residuals: Any, cotangents: Any, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         x, w1, w2, w3, gate, up, g = (of.open(value) for value in (*residuals, *cotangents))
         slope = of.sigmoid(gate)
         silu = gate * slope
-        grad_hidden = of.by_run(g, w2, runs, transpose=False)  # [N, H]
+        grad_hidden = of.by_run(g, w2, groups, transpose=False)  # [N, H]
         # d silu(z) / dz = s + z * s * (1 - s), where s is the sigmoid of z.
         grad_gate = grad_hidden * up * slope * (1.0 + gate * (1.0 - slope))
         grad_up = grad_hidden * silu
         grads = (
-            lambda: of.by_run(grad_gate, w1, runs, transpose=False) + of.by_run(grad_up, w3, runs, transpose=False),
-            lambda: of.outer(grad_gate, x, w1, runs),
-            lambda: of.outer(g, silu * up, w2, runs),
-            lambda: of.outer(grad_up, x, w3, runs),
+            lambda: of.by_run(grad_gate, w1, groups, transpose=False) + of.by_run(grad_up, w3, groups, transpose=False),
+            lambda: of.outer(grad_gate, x, w1, groups),
+            lambda: of.outer(g, silu * up, w2, groups),
+            lambda: of.outer(grad_up, x, w3, groups),
         )
         return tuple(
             of.close(grad(), like.dtype) if wanted else None
@@ -68,11 +69,3 @@ def grouped_swiglu(products: Products, x: Tensor, w1: Tensor, w2: Tensor, w3: Te
         )
 
     return custom_vjp(forward, backward)(x, w1, w2, w3)
-
-
-def _runs(x: Tensor, group_sizes: Tensor) -> Runs:
-    sizes = group_sizes.asnumpy()
-    stops = np.cumsum(sizes).tolist()
-    if (stops[-1] if stops else 0) != x.shape[0]:
-        raise ValueError(f"group_sizes={sizes.tolist()} sum to {stops[-1:]}, but there are {x.shape[0]} rows")
-    return [(e, stop - int(n), stop) for e, (n, stop) in enumerate(zip(sizes, stops, strict=True)) if n]

@@ -18,6 +18,7 @@ from mindspore import Tensor, mint, ops
 
 from hyperep.platform.base import PlatformBase
 from hyperep_mindspore import host, host_order, host_rows
+from hyperep_mindspore.grouped_operator import BY_CANN
 from hyperep_mindspore.products import BY_MINDSPORE, BY_NUMPY, Products
 
 __all__ = ["ASCEND", "CPU", "GPU", "Kernels", "kernels_of"]
@@ -99,6 +100,7 @@ ASCEND = replace(
     argsort=lambda x, axis, descending: ops.cast(mint.argsort(x, axis, descending, True), ms.int64),
     # ops.cumsum refuses int64 there.
     cumsum=lambda x, axis: mint.cumsum(x, axis),
+    products=BY_CANN,
 )
 
 

@@ -30,15 +30,21 @@ _ON_CPU = {
     Capability.ALL_TO_ALL: Support.EMULATED,  # messages between pairs
     Capability.REDUCE_SCATTER: Support.EMULATED,  # an all-to-all, and a sum
     Capability.BFLOAT16: Support.UNSUPPORTED,  # hardly any kernels: no comparison, no product, no exponential
+    Capability.GROUPED_MATMUL: Support.EMULATED,  # one product a group
 }
 """What the CPU does not do natively."""
+
+_ON_GPU = {
+    Capability.GROUPED_MATMUL: Support.EMULATED,  # one product a group
+}
+"""The same of a GPU."""
 
 _ON_ASCEND = {
     Capability.FLOAT64: Support.UNSUPPORTED,  # HCCL reduces none, and the device multiplies none
 }
 """What Ascend does not do at all."""
 
-_LESS = {"cpu": _ON_CPU, "ascend": _ON_ASCEND}
+_LESS = {"cpu": _ON_CPU, "gpu": _ON_GPU, "ascend": _ON_ASCEND}
 
 
 def join(device: str | None = None) -> MindSporePlatform:

@@ -21,6 +21,7 @@ __all__ = [
     "abandon_graphs",
     "as_written",
     "custom_function",
+    "grouped_product",
     "is_recording",
     "keep_source",
     "off_tape",
@@ -111,14 +112,20 @@ NOT_REWRITTEN = PrivateName(
         "copy without what it closes over."
     ),
 )
+GROUPED_PRODUCT = PrivateName(
+    module="mindspore.ops.auto_generate",
+    name="grouped_matmul_v4",
+    reason="The one way to CANN's grouped product with sizes on the device; its text is MindSpore's, its place is not.",
+)
 NAMES = (
     *(CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD, MIXED_PRECISION),
-    *(BYTECODE_COMPILER, TRACER, NOT_REWRITTEN),
+    *(BYTECODE_COMPILER, TRACER, NOT_REWRITTEN, GROUPED_PRODUCT),
 )
 
 custom_function: Any = CUSTOM_FUNCTION.load()
 send: Any = SEND.load()
 receive: Any = RECEIVE.load()
+grouped_product: Any = GROUPED_PRODUCT.load()
 _no_grad: Any = NO_GRAD.load()
 _executor: Any = EXECUTOR.load()
 as_written: Any = MIXED_PRECISION.load().NOTSET

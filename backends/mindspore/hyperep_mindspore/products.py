@@ -12,7 +12,7 @@ from mindspore import Tensor, ops
 
 from hyperep_mindspore.host import from_array, widened
 
-__all__ = ["BY_MINDSPORE", "BY_NUMPY", "Products", "Runs"]
+__all__ = ["BY_MINDSPORE", "BY_NUMPY", "Products", "Runs", "product_by_run", "products_of_runs", "read_runs"]
 
 Runs = list[tuple[int, int, int]]
 """Group, first row and end of each group that has rows."""
@@ -22,18 +22,34 @@ Runs = list[tuple[int, int, int]]
 class Products:
     """What grouped products are made of. Between ``open`` and ``close`` values are of a kind of its own."""
 
+    groups: Callable[[Tensor, int], Any]
+    """Sizes of groups and the number of rows, as ``by_run`` and ``outer`` want them."""
     open: Callable[[Tensor], Any]
     """A tensor as such a value, which nobody writes into."""
     close: Callable[[Any, Any], Tensor]
     """A value as a tensor of a dtype."""
     by_run: Callable[..., Any]
-    """``(rows, weight, runs, *, transpose)``: each run times its own matrix, or the transpose: ``[N, K] -> [N, M]``."""
-    outer: Callable[[Any, Any, Any, Runs], Any]
-    """``(g, x, weight, runs)``, the gradient of the weights: ``g^T x`` of each run, zeros for groups without rows."""
+    """``(rows, weight, groups, *, transpose)``: each run times its own matrix, or the transpose: ``[N, M]``."""
+    outer: Callable[[Any, Any, Any, Any], Any]
+    """``(g, x, weight, groups)``, the gradient of the weights: ``g^T x`` of each run, zeros for groups without rows."""
     sigmoid: Callable[[Any], Any]
 
 
-def _by_run(rows: Tensor, weight: Tensor, runs: Runs, *, transpose: bool) -> Tensor:
+def read_runs(group_sizes: Tensor, rows: int) -> Runs:
+    """The runs, read on the host.
+
+    Raises:
+        ValueError: the sizes do not sum to the rows.
+    """
+    sizes = group_sizes.asnumpy()  # host sync here
+    stops = np.cumsum(sizes).tolist()
+    if (stops[-1] if stops else 0) != rows:
+        raise ValueError(f"group_sizes={sizes.tolist()} sum to {stops[-1:]}, but there are {rows} rows")
+    return [(e, stop - int(n), stop) for e, (n, stop) in enumerate(zip(sizes, stops, strict=True)) if n]
+
+
+def product_by_run(rows: Tensor, weight: Tensor, runs: Runs, *, transpose: bool) -> Tensor:
+    """A loop of products; see :attr:`Products.by_run`."""
     width = weight.shape[1] if transpose else weight.shape[2]
     if not runs or not rows.shape[1]:
         # MindSpore leaves the product over an empty dim as it was in memory.
@@ -42,7 +58,8 @@ def _by_run(rows: Tensor, weight: Tensor, runs: Runs, *, transpose: bool) -> Ten
     return parts[0] if len(parts) == 1 else ops.cat(parts, 0)
 
 
-def _outer(g: Tensor, x: Tensor, weight: Tensor, runs: Runs) -> Tensor:
+def products_of_runs(g: Tensor, x: Tensor, weight: Tensor, runs: Runs) -> Tensor:
+    """A loop of products; see :attr:`Products.outer`."""
     products = {e: ops.matmul(g[a:b].T, x[a:b]) for e, a, b in runs}
     if not products:
         return ops.zeros(weight.shape, weight.dtype)
@@ -73,5 +90,19 @@ def _host_sigmoid(x: np.ndarray) -> np.ndarray:
     return y
 
 
-BY_MINDSPORE = Products(open=lambda x: x, close=lambda x, dtype: x, by_run=_by_run, outer=_outer, sigmoid=ops.sigmoid)
-BY_NUMPY = Products(open=widened, close=from_array, by_run=_host_by_run, outer=_host_outer, sigmoid=_host_sigmoid)
+BY_MINDSPORE = Products(
+    groups=read_runs,
+    open=lambda x: x,
+    close=lambda x, dtype: x,
+    by_run=product_by_run,
+    outer=products_of_runs,
+    sigmoid=ops.sigmoid,
+)
+BY_NUMPY = Products(
+    groups=read_runs,
+    open=widened,
+    close=from_array,
+    by_run=_host_by_run,
+    outer=_host_outer,
+    sigmoid=_host_sigmoid,
+)

@@ -11,8 +11,6 @@ __all__ = ["CAPABILITIES", "hyperep_platform_spec"]
 
 CAPABILITIES = {
     **dict.fromkeys(Capability, Support.FULL),
-    # Built from MindSpore's own products and gathers, one group at a time, on every device.
-    Capability.GROUPED_MATMUL: Support.EMULATED,
     # MindSpore's PyNative executor is one object of the process, with one stack of graphs.
     Capability.THREADS: Support.UNSUPPORTED,
 }
