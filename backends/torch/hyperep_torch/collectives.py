@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw collectives: never recorded by autograd, contiguous inputs, fresh outputs.
 
-Each one is issued asynchronously and then waited for. On accelerators the wait blocks the current stream and not the
-host, and it is what makes the result visible there on every backend: HCCL, unlike NCCL, does not order a blocking call
-before the work that follows it.
+They are PyTorch's functional ones, operators from tensors to tensors: selective checkpointing can save what they
+return, by the names that its users list anyway (``torch.ops._c10d_functional.all_to_all_single.default``), where a
+collective that writes into a given tensor would hand out memory that recomputing never fills.
+
+Each one is issued and then waited for. On accelerators the wait blocks the current stream and not the host, and it is
+what makes the result visible there on every backend: HCCL, unlike NCCL, does not order a blocking call before the work
+that follows it.
 
 A group of one rank needs no communication; its collectives are copies.
 """
@@ -14,31 +18,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from hyperep.platform.splits import row_splits
 from hyperep_torch.groups import group_size
 
 __all__ = ["TorchWork", "all_gather", "all_reduce", "all_to_all_single", "broadcast", "reduce_scatter"]
 
-_REDUCE_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+_functional = torch.ops._c10d_functional
+_REDUCE_OPS = ("max", "min", "sum")
 
 
 class TorchWork:
-    """A collective under way; keeps its buffers alive until it is waited for."""
+    """A collective under way."""
 
-    __slots__ = ("_handle", "_output", "_sent")
+    __slots__ = ("_output", "_under_way")
 
-    def __init__(self, output: torch.Tensor, handle: Any = None, sent: torch.Tensor | None = None) -> None:
+    def __init__(self, output: torch.Tensor, *, under_way: bool = True) -> None:
         self._output = output
-        self._handle = handle
-        self._sent = sent
+        self._under_way = under_way
 
     def wait(self) -> torch.Tensor:
         """The result, once the current stream may use it; the same tensor at every call."""
-        if self._handle is not None:
-            self._handle.wait()
-            self._handle = self._sent = None
+        if self._under_way:
+            self._output = _functional.wait_tensor(self._output)
+            self._under_way = False
         return self._output
 
 
@@ -61,10 +64,8 @@ def all_to_all_single(
             raise ValueError(
                 f"input_splits={sent} and output_splits={received} differ, but the only rank sends to itself"
             )
-        return TorchWork(_fresh(x))
-    x = x.detach().contiguous()
-    output = x.new_empty((sum(received), *x.shape[1:]))
-    return TorchWork(output, dist.all_to_all_single(output, x, received, sent, group=group, async_op=True), x)
+        return TorchWork(_fresh(x), under_way=False)
+    return TorchWork(_functional.all_to_all_single(_given(x), received, sent, group.group_name))
 
 
 def all_gather(x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -72,10 +73,7 @@ def all_gather(x: torch.Tensor, group: Any) -> torch.Tensor:
     size = group_size(group)
     if size == 1:
         return _fresh(x)
-    x = x.detach().contiguous()
-    output = x.new_empty((size * x.shape[0], *x.shape[1:]))
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-    return TorchWork(output, gather(output, x, group=group, async_op=True), x).wait()
+    return TorchWork(_functional.all_gather_into_tensor(_given(x), size, group.group_name)).wait()
 
 
 def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -85,13 +83,10 @@ def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
         ValueError: the rows do not divide evenly.
     """
     size = group_size(group)
-    rows = row_splits("reduce_scatter", None, size, x.shape[0])[0]
+    row_splits("reduce_scatter", None, size, x.shape[0])
     if size == 1:
         return _fresh(x)
-    x = x.detach().contiguous()
-    output = x.new_empty((rows, *x.shape[1:]))
-    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in torch 2.13
-    return TorchWork(output, scatter(output, x, group=group, async_op=True), x).wait()
+    return TorchWork(_functional.reduce_scatter_tensor(_given(x), "sum", size, group.group_name)).wait()
 
 
 def all_reduce(x: torch.Tensor, group: Any, op: str) -> torch.Tensor:
@@ -101,11 +96,10 @@ def all_reduce(x: torch.Tensor, group: Any, op: str) -> torch.Tensor:
         ValueError: *op* is none of sum, max and min.
     """
     if op not in _REDUCE_OPS:
-        raise ValueError(f"all_reduce(op={op!r}): choose one of {sorted(_REDUCE_OPS)}")
-    output = _fresh(x)
+        raise ValueError(f"all_reduce(op={op!r}): choose one of {list(_REDUCE_OPS)}")
     if group_size(group) == 1:
-        return output
-    return TorchWork(output, dist.all_reduce(output, _REDUCE_OPS[op], group=group, async_op=True)).wait()
+        return _fresh(x)
+    return TorchWork(_functional.all_reduce(_given(x), op, group.group_name)).wait()
 
 
 def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
@@ -117,10 +111,13 @@ def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
     size = group_size(group)
     if not 0 <= source < size:
         raise ValueError(f"broadcast(source={source}): the group has ranks 0 to {size - 1}")
-    output = _fresh(x)
     if size == 1 or x.is_meta:  # there is nothing to send yet
-        return output
-    return TorchWork(output, dist.broadcast(output, group=group, group_src=source, async_op=True)).wait()
+        return _fresh(x)
+    return TorchWork(_functional.broadcast(_given(x), source, group.group_name)).wait()
+
+
+def _given(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().contiguous()
 
 
 def _fresh(x: torch.Tensor) -> torch.Tensor:
