@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from hyperep.platform.protocol import Backward, Forward
+from hyperep_torch.wanted import wanted_gradients
 
 __all__ = ["custom_vjp", "vjp"]
 
@@ -34,7 +35,7 @@ class _CustomVjp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
+        needed = wanted_gradients(ctx, first=2)
         gradients = ctx.pullback(ctx.saved_tensors, cotangents, needed)
         return (None, None, *(g if wanted else None for g, wanted in zip(gradients, needed, strict=True)))
 

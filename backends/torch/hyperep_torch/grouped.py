@@ -18,6 +18,7 @@ from hyperep_torch.products import (
     is_turned,
     rows_product,
 )
+from hyperep_torch.wanted import wanted_gradients
 
 __all__ = ["check_operands", "grouped_matmul", "has_native_kernel"]
 
@@ -102,7 +103,7 @@ class _GroupedMatmul(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, stops = ctx.saved_tensors
         runs, g = Runs(stops, ctx.sizes, ctx.native), aligned(g)
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_x, need_weight, need_bias = wanted_gradients(ctx)[:3]
         grad_x = rows_product(g, weight, runs) if need_x else None
         grad_weight = None
         if need_weight:

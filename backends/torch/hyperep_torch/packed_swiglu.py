@@ -21,6 +21,7 @@ from hyperep_torch.products import (
     is_aligned,
     rows_product,
 )
+from hyperep_torch.wanted import wanted_gradients
 
 __all__ = ["packed_swiglu"]
 
@@ -80,7 +81,7 @@ class _PackedSwiglu(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, both, gate_up, down, stops = ctx.saved_tensors
         runs, g = Runs(stops, ctx.sizes, ctx.native), aligned(g)
-        need_x, need_gate_up, need_down = ctx.needs_input_grad[:3]
+        need_x, need_gate_up, need_down = wanted_gradients(ctx)[:3]
         gate, up = (half.contiguous() for half in both.chunk(2, dim=1))
         hidden, *halves = activation.swiglu_backward(rows_product(g, down, runs), gate, up)
         grad_down = columns_product(g, hidden, runs) if need_down else None

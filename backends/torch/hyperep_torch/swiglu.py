@@ -22,6 +22,7 @@ from hyperep_torch.products import (
     rows_product,
     rows_product_add_,
 )
+from hyperep_torch.wanted import wanted_gradients
 
 __all__ = ["can_fuse", "grouped_swiglu", "swiglu"]
 
@@ -104,7 +105,7 @@ class _GroupedSwiglu(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate, up, w1, w2, w3, stops = ctx.saved_tensors
         runs, g = Runs(stops, ctx.sizes, ctx.native), aligned(g)
-        need_x, need_w1, need_w2, need_w3 = ctx.needs_input_grad[:4]
+        need_x, need_w1, need_w2, need_w3 = wanted_gradients(ctx)[:4]
         hidden, grad_gate, grad_up = activation.swiglu_backward(rows_product(g, w2, runs), gate, up)
         grad_w2 = columns_product(g, hidden, runs) if need_w2 else None
         del hidden, g  # each as large as an input: free for what follows

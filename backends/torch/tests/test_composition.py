@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of experts among PyTorch's own tools: recompute, DDP, pipelines, averaged weights, checkpoints."""
+
+import copy
+from functools import partial
+
+import hyperep_torch as hep
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.pipelining import PipelineStage, schedules
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+DIM, EXPERTS = 8, 4
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM)
+        self.moe = hep.MoE(DIM, 12, EXPERTS, 2)
+
+    def forward(self, x):
+        x = x + torch.tanh(self.linear(x))
+        return x + self.moe(x)
+
+
+def _models(mesh, blocks=1):
+    """The same weights whole, and with the experts spread over *mesh*."""
+    torch.manual_seed(0)
+    whole = nn.Sequential(*(Block() for _ in range(blocks))).double()
+    spread = copy.deepcopy(whole)
+    for block in spread:
+        hep.ExpertParallel().apply(block.moe.experts, mesh)
+    return whole, spread
+
+
+def _batch(rank, step=0, rows=10):
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(rows, DIM, dtype=torch.float64, generator=generator)
+
+
+def _loss(model, x):
+    return model(x).sin().mean()
+
+
+def _full(x):
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def _close(found, wanted):
+    torch.testing.assert_close(_full(found), wanted, rtol=1e-10, atol=1e-12)
+
+
+def _mean_gradients(whole, ranks):
+    (sum(_loss(whole, _batch(r)) for r in range(ranks)) / ranks).backward()
+    return {name: p.grad for name, p in whole.named_parameters()}
+
+
+# ---------------------------------------------------------------------------------------------------------- recompute
+_SAVED = [torch.ops._c10d_functional.all_to_all_single.default]
+RECOMPUTE = {
+    "reentrant": {"use_reentrant": True},
+    "not reentrant": {"use_reentrant": False},
+    "selective": {"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, _SAVED)},
+}
+
+
+def _recomputed(platform, kind):
+    mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
+    _, model = _models(mesh)
+    results, exchanges = [], []
+    for call in (model, lambda x: checkpoint(model, x, **RECOMPUTE[kind])):
+        x = _batch(platform.rank, rows=0 if platform.rank == 1 else 10).requires_grad_()
+        before = dist.group.WORLD._get_sequence_number_for_group()
+        call(x).sin().sum().backward()
+        exchanges.append(dist.group.WORLD._get_sequence_number_for_group() - before)
+        results.append([x.grad, *(_full(p.grad) for p in model.parameters())])
+        model.zero_grad()
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
+    return exchanges
+
+
+@pytest.mark.parametrize("kind", RECOMPUTE)
+def test_recompute(two, kind):
+    for plain, again in two.run(_recomputed, kind):
+        # Forward and backward, and forward once more unless what the exchanges brought is saved.
+        assert again > plain if kind != "selective" else again == plain
+
+
+# ---------------------------------------------------------------------------------------------------- data parallelism
+def _in_ddp(platform):
+    ranks = platform.world_size
+    whole, model = _models(init_device_mesh("cpu", (ranks,), mesh_dim_names=("ep",)))
+    spread = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)
+    data_parallel = DistributedDataParallel(model)
+    _loss(data_parallel, _batch(platform.rank)).backward()
+    wanted = _mean_gradients(whole, ranks)
+    for name, p in model.named_parameters():
+        _close(_full(p.grad) / ranks if name in spread else p.grad, wanted[name])
+
+
+def test_ddp_around_spread_experts(two):
+    two.run(_in_ddp)
+
+
+# ---------------------------------------------------------------------------------------------------------- pipelines
+PARTS = 4
+SCHEDULES = {
+    # A rank's stages: one after the other, in turns, and in the shape of a V.
+    "1F1B": (schedules.Schedule1F1B, [[0], [1]]),
+    "Interleaved1F1B": (schedules.ScheduleInterleaved1F1B, [[0, 2], [1, 3]]),
+    "InterleavedZeroBubble": (schedules.ScheduleInterleavedZeroBubble, [[0, 2], [1, 3]]),
+    "ZBVZeroBubble": (schedules.ScheduleZBVZeroBubble, [[0, 3], [1, 2]]),
+    "DualPipeV": (schedules.ScheduleDualPipeV, [[0, 3], [1, 2]]),
+}
+
+
+def _piped(platform, kind):
+    """Two stages (or four, two on a rank), and experts over the two ranks of each."""
+    schedule, places = SCHEDULES[kind]
+    count = sum(map(len, places))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "ep"))
+    whole, model = _models(mesh["ep"], blocks=count)
+    pp, ep = mesh.get_coordinate()
+    group = mesh["pp"].get_group()
+    stages = [PipelineStage(model[n], n, count, torch.device("cpu"), group=group) for n in places[pp]]
+    loss = lambda y, target: (y - target).square().sum()  # noqa: E731
+    run = schedule(stages if len(stages) > 1 or count > 2 else stages[0], PARTS, loss_fn=loss, scale_grads=False)
+    x, target = _batch(ep, rows=3 * PARTS), _batch(ep, step=1, rows=3 * PARTS)
+    first, last = 0 in places[pp], count - 1 in places[pp]
+    losses = []
+    run.step(*([x] if first else []), **({"target": target, "losses": losses} if last else {}))
+    # Each rank's loss is that of its own batch; experts have the gradients of both.
+    totals, gradients = [], []
+    for part in range(2):
+        totals.append(loss(whole(_batch(part, rows=3 * PARTS)), _batch(part, step=1, rows=3 * PARTS)))
+        whole.zero_grad()
+        totals[-1].backward()
+        gradients.append({name: p.grad for name, p in whole.named_parameters()})
+    if last:
+        _close(sum(losses), totals[ep])
+    for stage in places[pp]:
+        for name, p in model[stage].named_parameters():
+            wanted = [grads[f"{stage}.{name}"] for grads in gradients]
+            _close(p.grad, sum(wanted) if isinstance(p, DTensor) else wanted[ep])
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_pipelines(four, kind):
+    four.run(_piped, kind)
+
+
+# -------------------------------------------------------------------------------------- what is kept beside weights
+def _averaged(platform):
+    mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
+    whole, model = _models(mesh)
+    wanted = {name: p.detach().clone() for name, p in whole.named_parameters()}
+    average = AveragedModel(model, avg_fn=lambda mean, new, n: 0.75 * mean + 0.25 * new)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
+    for step in range(3):
+        average.update_parameters(model)
+        if step:
+            for name, p in model.named_parameters():
+                wanted[name] = 0.75 * wanted[name] + 0.25 * _full(p.detach())
+        _loss(model, _batch(platform.rank, step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, p in average.module.named_parameters():
+        _close(p.detach(), wanted[name])
+    whole.load_state_dict(wanted)
+    x = _batch(platform.rank, 9)
+    _close(average(x).detach(), whole(x).detach())
+
+
+def test_averaged_weights(two):
+    two.run(_averaged)
+
+
+def _saved_meanwhile(platform, folder):
+    """What is saved are the weights of the moment of the call, whatever is trained while they are written."""
+    mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
+    whole, model = _models(mesh)
+    own_group = dist.new_group(backend="gloo")
+    saved = dcp.async_save({"model": model.state_dict()}, checkpoint_id=folder, process_group=own_group)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, foreach=False)
+    _loss(model, _batch(platform.rank)).backward()
+    optimizer.step()
+    saved.result()
+    assert not torch.equal(_full(model[0].moe.experts.w1.detach()), whole[0].moe.experts.w1)
+    state = {"model": model.state_dict()}
+    dcp.load(state, checkpoint_id=folder)
+    model.load_state_dict(state["model"])
+    for name, p in model.named_parameters():
+        assert torch.equal(_full(p.detach()), whole.get_parameter(name)), name
+
+
+def test_asynchronous_checkpoints(two, tmp_path):
+    two.run(_saved_meanwhile, str(tmp_path))
+
+
+# ----------------------------------------------------------------------------------------------------------- inference
+def _uneven(platform):
+    mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
+    whole, model = _models(mesh)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            for step, rows in enumerate(([5, 0], [1, 7], [0, 0])):
+                x = _batch(platform.rank, step, rows[platform.rank])
+                _close(model.eval()(x), whole(x))
+
+
+def test_inference_with_other_tokens_on_each_rank(two):
+    two.run(_uneven)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+def _twice(platform):
+    mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
+    _, model = _models(mesh)
+    x = _batch(platform.rank).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_a_second_derivative_is_refused(two):
+    two.run(_twice)
