@@ -2,6 +2,7 @@
 """Write the generated parts of these pages again: ``python docs/generate.py``."""
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ DOCS = Path(__file__).parent
 def parts() -> dict[tuple[str, str], str]:
     """What belongs into each page, by page and name of the part."""
     reports = [Report.load(path) for path in sorted((DOCS / "reports").glob("*.json"))]
+    composition = runpy.run_path(str(DOCS / "composition.py"))
     return {
+        ("torch.md", "composition"): composition["as_markdown"](composition["rows"]()),
         ("conformance.md", "requirements"): listing(),
         ("platforms.md", "matrix"): as_markdown(reports),
     }

@@ -146,6 +146,7 @@ def _in_autocast(platform):
     _agree(found[1], found[0], 3e-2)
 
 
+@pytest.mark.composes("autocast", "bfloat16, with and without chunks")
 def test_autocast(two):
     two.run(_in_autocast)
 
@@ -197,6 +198,7 @@ def _under_fsdp(platform):
         _agree(one, other, 1e-4)
 
 
+@pytest.mark.composes("FSDP2", "`chunks=3`")
 def test_under_fsdp(four):
     four.run(_under_fsdp)
 

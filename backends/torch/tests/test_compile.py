@@ -63,6 +63,10 @@ def _gradients(function, layer, x):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.composes(
+    "`torch.compile`",
+    "a layer that is not sharded: `fullgraph=True`, one graph for all numbers of tokens",
+)
 def test_a_whole_layer_is_one_graph(platform, make, backend):
     """Also where it has not run before; and the graph serves any number of tokens, once it has seen two."""
     layer = make(platform)
@@ -90,6 +94,7 @@ def test_experts_alone_are_one_graph(platform):
         compiled(x, torch.tensor([4, 0, 3, 3]))
 
 
+@pytest.mark.composes("`torch.export`", "a layer that is not sharded, with a dynamic number of tokens")
 def test_a_whole_layer_is_exported():
     layer = hep.MoE(8, 16, 4, 2)
     tokens = torch.export.Dim("tokens", min=2, max=100)
@@ -100,6 +105,10 @@ def test_a_whole_layer_is_exported():
 
 
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@pytest.mark.composes(
+    "`torch.compile`",
+    "a sharded layer: one graph break, because only the host knows how many tokens come",
+)
 def test_a_sharded_layer_is_one_break(platform, make):
     """What is before the experts and after them is compiled; twenty pieces in between would be slower than none."""
     layer = make(platform)

@@ -89,6 +89,12 @@ def _recomputed(platform, kind):
 
 
 @pytest.mark.parametrize("kind", RECOMPUTE)
+@pytest.mark.composes(
+    "recompute",
+    "`checkpoint`, reentrant and not, and selective: with "
+    "`torch.ops._c10d_functional.all_to_all_single.default` in the list no exchange is made again; also "
+    "where a rank has no tokens",
+)
 def test_recompute(two, kind):
     for plain, again in two.run(_recomputed, kind):
         # Forward and backward, and forward once more unless what the exchanges brought is saved.
@@ -108,6 +114,7 @@ def _in_ddp(platform):
         _close(_full(p.grad) / ranks if name in spread else p.grad, wanted[name])
 
 
+@pytest.mark.composes("DDP", "around the plain parameters, the experts ignored by name")
 def test_ddp_around_spread_experts(two):
     two.run(_in_ddp)
 
@@ -155,6 +162,10 @@ def _piped(platform, kind):
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.composes(
+    "pipelines",
+    "1F1B, interleaved 1F1B, interleaved zero bubble, ZBV, DualPipeV; experts over the ranks of each stage",
+)
 def test_pipelines(four, kind):
     four.run(_piped, kind)
 
@@ -181,6 +192,10 @@ def _averaged(platform):
     _close(average(x).detach(), whole(x).detach())
 
 
+@pytest.mark.composes(
+    "averaged weights",
+    "`AveragedModel` over plain parameters and DTensors together, with `avg_fn`",
+)
 def test_averaged_weights(two):
     two.run(_averaged)
 
@@ -203,6 +218,7 @@ def _saved_meanwhile(platform, folder):
         assert torch.equal(_full(p.detach()), whole.get_parameter(name)), name
 
 
+@pytest.mark.composes("DCP", "`async_save` while training goes on, with a process group of its own")
 def test_asynchronous_checkpoints(two, tmp_path):
     two.run(_saved_meanwhile, str(tmp_path))
 
@@ -218,6 +234,7 @@ def _uneven(platform):
                 _close(model.eval()(x), whole(x))
 
 
+@pytest.mark.composes("inference", "`no_grad` and `inference_mode`, other numbers of tokens on each rank, also none")
 def test_inference_with_other_tokens_on_each_rank(two):
     two.run(_uneven)
 
@@ -232,5 +249,9 @@ def _twice(platform):
         gradient.square().sum().backward()
 
 
+@pytest.mark.composes(
+    "second derivatives",
+    "refused in PyTorch's words (`once_differentiable`): exchanges and products have one written backward",
+)
 def test_a_second_derivative_is_refused(two):
     two.run(_twice)

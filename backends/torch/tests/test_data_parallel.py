@@ -101,6 +101,11 @@ def _means(platform, which, dtype):
 
 
 @pytest.mark.parametrize("which", ARRANGEMENTS)
+@pytest.mark.composes(
+    "FSDP2",
+    "`fully_shard`: `ep` alone, `efsdp` x `ep`, `ep` of one rank, HSDP, further dimensions, both "
+    "`reshard_after_forward`, parameters on the host: every gradient is the mean over all data ranks",
+)
 def test_a_local_mean_needs_no_sum_by_hand(four, which):
     for error, errors in four.run(_means, which, torch.float64):
         assert error < 1e-12, errors
@@ -148,6 +153,7 @@ def _accumulated(platform):
     return _largest_error(whole, sharded)
 
 
+@pytest.mark.composes("FSDP2", "gradient accumulation with `set_requires_gradient_sync`")
 def test_gradient_accumulation(four):
     for error, errors in four.run(_accumulated):
         assert error < 1e-12, errors
@@ -173,6 +179,7 @@ def _everywhere(routing):
     return dataclasses.replace(routing, experts=experts, scores=routing.probabilities.gather(1, experts))
 
 
+@pytest.mark.composes("FSDP2", "`MixedPrecisionPolicy`: bfloat16 parameters, gradients reduced in float32")
 def test_mixed_precision(four):
     for _, errors in four.run(_narrow):
         assert max(errors.values()) < 0.05, errors
@@ -194,6 +201,7 @@ def _one_group(platform):
             torch.testing.assert_close(p.full_tensor(), whole.get_parameter(name), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.composes("optimizers", "after `fully_shard` one group of fused or foreach AdamW takes all parameters")
 def test_one_group_of_one_optimizer(four):
     four.run(_one_group)
 
@@ -212,6 +220,7 @@ def _few_experts(platform):
     return _largest_error(whole, sharded)
 
 
+@pytest.mark.composes("FSDP2", "fewer experts than ranks: cut within experts")
 def test_experts_that_are_fewer_than_ranks(four):
     for error, errors in four.run(_few_experts):
         assert error < 1e-12, errors

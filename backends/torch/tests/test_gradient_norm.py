@@ -79,6 +79,10 @@ def _clip(platform, norm_type, foreach):
 @pytest.mark.parametrize(
     ("norm_type", "foreach"), [(2.0, None), (2, False), (1.0, True), (3.0, None), (math.inf, None)]
 )
+@pytest.mark.composes(
+    "gradient norms",
+    "`hyperep_torch.clip_grad_norm_` over plain tensors and DTensors of any meshes",
+)
 def test_it_is_pytorchs_over_any_mixture(four, norm_type, foreach):
     assert len(set(four.run(_clip, norm_type, foreach))) == 1
 
@@ -147,6 +151,10 @@ def _scaled(platform, sharded, bad_rank):
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["plain router", "everything sharded"])
+@pytest.mark.composes(
+    "`GradScaler`",
+    "`hyperep_torch.GradScaler`: what is not finite on one rank skips the step on all",
+)
 def test_an_infinity_in_one_ranks_expert_skips_the_step_everywhere(two, sharded):
     for some, every, scale, norm in two.run(_scaled, sharded, None):
         assert some

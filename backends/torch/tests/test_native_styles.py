@@ -76,6 +76,7 @@ def _in_pytorchs_plan(platform):
         torch.testing.assert_close(grad, whole.get_parameter(name).grad)
 
 
+@pytest.mark.composes("tensor parallelism", "hyperep's styles in PyTorch's `parallelize_module`")
 def test_hyperep_styles_in_pytorchs_plan(four):
     four.run(_in_pytorchs_plan)
 
@@ -94,6 +95,7 @@ def _in_our_plan(platform, function):
 
 
 @pytest.mark.parametrize("function", ["hyperep", "hyperep_torch"])
+@pytest.mark.composes("tensor parallelism", "PyTorch's styles in hyperep's `parallelize_module`")
 def test_pytorchs_styles_in_our_plan(two, function):
     two.run(_in_our_plan, function)
 

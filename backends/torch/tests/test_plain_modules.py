@@ -107,6 +107,7 @@ def _under_every_tool(platform, kind):
 
 
 @pytest.mark.parametrize("kind", ["loop", "nested"])
+@pytest.mark.composes("modules of your own", "recompute, deep copies, `functional_call`, `torch.compile`")
 def test_plain_experts_under_every_tool(two, kind):
     two.run(_under_every_tool, kind)
 
@@ -125,6 +126,7 @@ def _under_fsdp(platform, kind):
 
 
 @pytest.mark.parametrize("kind", ["loop"])
+@pytest.mark.composes("FSDP2", "experts of your own")
 def test_plain_experts_under_fsdp2(four, kind):
     four.run(_under_fsdp, kind)
 
@@ -163,6 +165,7 @@ def _from_threads(platform):
     assert isinstance(module.w1, DTensor)
 
 
+@pytest.mark.composes("modules of your own", "several threads")
 def test_from_several_threads(platform):
     _from_threads(platform)
 
@@ -213,5 +216,9 @@ def _linear(platform, bias, compiled):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.composes(
+    "tensor parallelism",
+    "`nn.Linear` under `ColwiseParallel` and `RowwiseParallel`, with and without bias, compiled",
+)
 def test_linear_modules_of_pytorch(two, bias, compiled):
     two.run(_linear, bias, compiled)

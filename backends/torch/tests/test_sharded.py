@@ -237,6 +237,7 @@ def _training(platform, folder):
         assert torch.equal(p, saved), name
 
 
+@pytest.mark.composes("DCP", "weights and optimizer, saved and loaded")
 def test_optimizer_clipping_and_distributed_checkpoint(four, tmp_path):
     four.run(_training, str(tmp_path))
 
@@ -313,6 +314,7 @@ def _fsdp(platform, shard_first):
 
 
 @pytest.mark.parametrize("shard_first", [False, True], ids=["wrap, then shard", "shard, then wrap"])
+@pytest.mark.composes("FSDP2", "PyTorch's own `fully_shard` over `dp`, before and after the style")
 def test_fsdp2_on_a_two_dimensional_mesh(four, shard_first):
     four.run(_fsdp, shard_first)
 

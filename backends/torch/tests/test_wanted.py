@@ -39,6 +39,7 @@ def products(monkeypatch):
 
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
 @pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.composes("pipelines", "a backward for inputs computes no product of weights")
 def test_products_are_computed_in_the_backward_that_asks_for_them(products, function, leaf):
     torch.manual_seed(0)
     x, weights = torch.randn(5, 4, requires_grad=True), _weights(function)
