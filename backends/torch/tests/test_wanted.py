@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backward for inputs alone computes no product for weights, and the other way round."""
 
+import importlib
+
 import pytest
 import torch
-from hyperep_torch import grouped, packed_swiglu, swiglu
 
+# Modules, which some of the package's names hide.
+grouped, swiglu, packed_swiglu = (
+    importlib.import_module(f"hyperep_torch.{n}") for n in ("grouped", "swiglu", "packed_swiglu")
+)
 SIZES = torch.tensor([2, 0, 3])
 
 
