@@ -12,7 +12,7 @@ from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
-from hyperep.sharding import Sharding, shard_tensor
+from hyperep.sharding import Sharding, described, shard_tensor
 
 __all__ = ["distribute_module", "distribute_parameter", "distribute_tensor", "own_buffers", "own_parameters"]
 
@@ -38,7 +38,11 @@ def distribute_tensor(tensor: Any, mesh: DeviceMesh, placements: Sequence[Placem
     mesh = adopt_mesh(mesh)
     platform = mesh.platform
     usable = platform.is_tensor(tensor)
-    kind = _described(tensor) if usable else f"a {type(tensor).__module__}.{type(tensor).__qualname__}"
+    kind = (
+        f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        if usable
+        else f"a {type(tensor).__module__}.{type(tensor).__qualname__}"
+    )
     require_agreement(mesh, "distribute_tensor", (kind, f"placements {list(placements)}"))
     sharding = Sharding(mesh, tuple(placements))
     if not usable:
@@ -59,7 +63,7 @@ def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements
     mesh = adopt_mesh(mesh)
     platform = mesh.platform
     parameters = {**own_buffers(platform, module), **own_parameters(platform, module)}
-    kind = _described(parameters[name]) if name in parameters else f"none of {sorted(parameters)}"
+    kind = described(platform, parameters[name]) if name in parameters else f"none of {sorted(parameters)}"
     require_agreement(mesh, f"distribute_parameter of {name!r}", (kind, f"placements {list(placements)}"))
     if name not in parameters:
         raise ValueError(f"the module has no parameter {name!r} of its own; it has {sorted(parameters)}")
@@ -72,11 +76,6 @@ def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements
             "style is applied once, to a module that holds whole parameters, and before any data-parallel wrapper"
         )
     platform.shard_parameter(module, name, shard_tensor(platform.local(parameter), sharding), sharding)
-
-
-def _described(tensor: Any) -> str:
-    """What ranks must have in common of a tensor or parameter."""
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def own_parameters(platform: Any, module: Module) -> dict[str, Any]:

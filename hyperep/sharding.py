@@ -135,6 +135,11 @@ def whole_shape(platform: Any, parameter: Any) -> tuple[int, ...]:
     return local if sharding is None else sharding.global_shape(local)
 
 
+def described(platform: Any, parameter: Any) -> str:
+    """What ranks must have in common of a parameter or buffer: its dtype and whole shape."""
+    return f"{platform.local(parameter).dtype} of shape {whole_shape(platform, parameter)}"
+
+
 def shard_tensor(tensor: Any, sharding: Sharding) -> Any:
     """This rank's part of *tensor*, as held by the first rank of the mesh.
 

@@ -11,8 +11,11 @@ from strict import StrictPlatform, StrictTensor
 
 import hyperep
 from hyperep import moe
+from hyperep.exchange.tokens import join_choices
 from hyperep.moe import LossCoefficients, build_moe
+from hyperep.moe.scores import at_least_float32
 from hyperep.platform.array_subset import ARRAY_DTYPES, ARRAY_FUNCTIONS
+from hyperep.platform.base import PlatformBase
 
 PACKAGE = Path(hyperep.__file__).parent
 
@@ -53,3 +56,31 @@ def test_layers_and_losses_use_only_what_tensors_are_declared_to_have(name, toke
     assert all(isinstance(value, StrictTensor) for value in values)
     if platform.buffers(layer):
         moe.update_expert_bias(platform, layer, stats.tokens_per_expert, 0.1)
+
+
+def test_dtypes_are_compared_with_dtypes_alone_where_the_platform_lacks_one():
+    platform = StrictPlatform()
+    assert not hasattr(platform.xp, "float64")
+    whole = platform.from_host(np.arange(6).reshape(3, 2))
+    index = platform.from_host(np.array([[2], [0], [1]]))
+    inverse = platform.from_host(np.array([1, 2, 0]))
+    weights = platform.from_host(np.ones((3, 1), np.float32))
+    made = [
+        PlatformBase.sum_rows(platform, whole, index, inverse),
+        PlatformBase.reduce_scatter(platform, whole),
+        at_least_float32(platform, whole),
+        join_choices(platform, index, weights),
+    ]
+    want = [np.arange(6).reshape(3, 2)[[2, 0, 1]], np.arange(6).reshape(3, 2), np.arange(6.0).reshape(3, 2)]
+    for got, values in zip(made, [*want, np.array([[1.0, 2.0], [1.0, 0.0], [1.0, 1.0]])], strict=True):
+        (host,) = platform.to_host(got)
+        np.testing.assert_array_equal(host, values)
+
+
+@pytest.mark.parametrize("style", [hyperep.ColwiseParallel, hyperep.RowwiseParallel])
+def test_linear_styles_read_parameters_through_the_platform(style):
+    platform = StrictPlatform()
+    weight = platform.from_host(np.arange(6, dtype=np.float32).reshape(2, 3))
+    linear = platform.make_module("Linear", {"weight": weight}, lambda m, x: platform.xp.matmul(x, m.weight))
+    style().apply(linear, hyperep.init_device_mesh(platform, (1,), ("tp",)))
+    assert platform.sharding(platform.parameters(linear)["weight"]) is not None

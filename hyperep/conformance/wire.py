@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperep.conformance.case import Case
+from hyperep.platform.dtypes import dtype_named
 
 __all__ = ["Message", "sent", "watching"]
 
@@ -61,4 +62,4 @@ def sent(messages: Iterable[Message], ranks: int) -> list[int]:
 
 
 def _size(case: Case, dtype: Any) -> int:
-    return next(size for name, size in _BYTES.items() if hasattr(case.xp, name) and dtype == getattr(case.xp, name))
+    return _BYTES[dtype_named(case.xp, dtype, _BYTES) or str(dtype)]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.mesh import DeviceMesh
+from hyperep.platform.dtypes import dtype_named
 from hyperep.platform.protocol import Platform
 
 __all__ = ["Check", "Common", "Said", "dtype_bytes", "dtype_name", "dtype_number", "kind_of"]
@@ -140,9 +141,8 @@ class Check:
 
 def dtype_number(xp: Any, dtype: Any) -> int:
     """A number by which ranks tell each other a dtype; different for different dtypes."""
-    known = (i for i, name in enumerate(_DTYPES) if hasattr(xp, name) and dtype == getattr(xp, name))
-    number = next(known, None)
-    return -1 - zlib.crc32(str(dtype).encode()) if number is None else number
+    name = dtype_named(xp, dtype, _DTYPES)
+    return -1 - zlib.crc32(str(dtype).encode()) if name is None else _DTYPES.index(name)
 
 
 def dtype_bytes(dtype: Any) -> int:

@@ -36,6 +36,7 @@ from hyperep.permutation import (
     device_permutation,
     unpermute,
 )
+from hyperep.platform.dtypes import dtype_named
 from hyperep.platform.protocol import Group, Platform
 from hyperep.platform.selection import adopt_mesh
 
@@ -211,7 +212,7 @@ def _fits(xp: Any, narrow: Any, wide: Any) -> bool:
     """Whether every number of one floating dtype is one of the other."""
 
     def width(dtype: Any) -> int:
-        return next((w for name, w in _WIDTHS.items() if hasattr(xp, name) and getattr(xp, name) == dtype), 0)
+        return _WIDTHS.get(dtype_named(xp, dtype, _WIDTHS) or "", 0)
 
     return 0 < width(narrow) < width(wide)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from hyperep.exchange.copies import choices_by_rank
 from hyperep.exchange.faults import Check, Common, Said, dtype_name, dtype_number, kind_of
+from hyperep.platform.dtypes import dtype_named
 from hyperep.platform.protocol import Platform
 
 __all__ = ["CHECK", "HEADER", "Counts", "TokenInput", "header", "inspect", "most_tokens"]
@@ -159,7 +160,7 @@ def inspect(
     xp = platform.xp
     if indices.dtype not in (xp.int32, xp.int64):
         return faulty(_NOT_INTEGER, f"indices have dtype {indices.dtype}")
-    if weights.dtype not in [getattr(xp, name) for name in _FLOATING if hasattr(xp, name)]:
+    if dtype_named(xp, weights.dtype, _FLOATING) is None:
         return faulty(_NOT_FLOATING, f"weights have dtype {weights.dtype}")
     token = (shapes[0][1], dtype_number(xp, tokens.dtype), shapes[1][1], dtype_number(xp, weights.dtype))
     said = Said(values=(num_experts, shapes[0][0]), common=(num_experts, *token))

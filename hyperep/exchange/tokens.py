@@ -33,6 +33,7 @@ from hyperep.exchange.copies import Copies, own_choices, plan_copies
 from hyperep.exchange.lending import Lending
 from hyperep.exchange.schedule import bounds, joined
 from hyperep.mesh import DeviceMesh
+from hyperep.platform.dtypes import dtype_named
 from hyperep.platform.protocol import Group, Platform
 
 __all__ = [
@@ -280,7 +281,7 @@ def join_choices(platform: Platform[Any], indices: Any, weights: Any) -> Any:
     changes none of their values.
     """
     xp = platform.xp
-    wire = weights.dtype if weights.dtype == getattr(xp, "float64", None) else xp.float32
+    wire = weights.dtype if dtype_named(xp, weights.dtype, ("float64",)) else xp.float32
     return xp.concat([xp.astype(x, wire) for x in (platform.stop_gradient(weights), indices)], axis=1)
 
 

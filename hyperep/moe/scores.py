@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyperep.platform.dtypes import dtype_named
 from hyperep.platform.protocol import Platform
 
 __all__ = ["at_least_float32", "logsumexp", "sigmoid", "softmax"]
@@ -12,8 +13,8 @@ __all__ = ["at_least_float32", "logsumexp", "sigmoid", "softmax"]
 
 def at_least_float32(platform: Platform[Any], x: Any) -> Any:
     """*x* in float32, unless it is float64; itself if it has that dtype already, where ``astype`` would copy."""
-    wide = (platform.xp.float32, getattr(platform.xp, "float64", None))
-    return x if x.dtype in wide else platform.xp.astype(x, platform.xp.float32)
+    wide = dtype_named(platform.xp, x.dtype, ("float32", "float64")) is not None
+    return x if wide else platform.xp.astype(x, platform.xp.float32)
 
 
 def softmax(platform: Platform[Any], x: Any) -> Any:

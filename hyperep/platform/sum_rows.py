@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hyperep.platform.dtypes import dtype_named
+
 if TYPE_CHECKING:
     from hyperep.platform.protocol import Platform
 
@@ -63,5 +65,5 @@ def _owner(platform: Platform[Any], inverse: Any, tokens: int, terms: int) -> An
 
 def widened(xp: Any, x: Any) -> Any:
     """*x* in float32 at least, itself if it is that wide already; integers stay what they are, and exact."""
-    exact = (xp.float32, getattr(xp, "float64", None), xp.int32, xp.int64)
-    return x if x.dtype in exact else xp.astype(x, xp.float32)
+    exact = dtype_named(xp, x.dtype, ("float32", "float64", "int32", "int64")) is not None
+    return x if exact else xp.astype(x, xp.float32)

@@ -14,7 +14,7 @@ from hyperep.distribute import distribute_parameter, own_buffers
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
-from hyperep.sharding import Sharding
+from hyperep.sharding import Sharding, whole_shape
 
 __all__ = ["plan_buffers", "shard_buffers"]
 
@@ -52,13 +52,13 @@ def plan_buffers(
     """
     platform = mesh.platform
     buffers = platform.buffers(module)
-    features = {size for p in platform.parameters(module).values() for size in tuple(p.shape)[1:]}
+    features = {size for p in platform.parameters(module).values() for size in whole_shape(platform, p)[1:]}
     unused = [pattern for pattern in declared if not any(fnmatchcase(path, pattern) for path in buffers)]
     if unused:
         raise ValueError(f"{style}: buffers={unused} match no buffer; the module has {sorted(buffers)}")
     plan = {}
     for path, buffer in buffers.items():
-        shape = tuple(buffer.shape)
+        shape = whole_shape(platform, buffer)
         said = next((value for pattern, value in declared.items() if fnmatchcase(path, pattern)), None)
         if said is not None:
             placements = (said,) if isinstance(said, Placement) else tuple(said)

@@ -11,6 +11,7 @@ import numpy as np
 from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.protocol import Module, Parameter
+from hyperep.sharding import described, whole_shape
 
 __all__ = ["UnlikeWeights", "require_alike", "require_experts", "require_mesh", "require_whole"]
 
@@ -52,7 +53,7 @@ def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequen
     platform = mesh.platform
     parameters = platform.parameters(module)
     tensors = [*parameters.items(), *platform.buffers(module).items()]
-    form = [f"{name!r}, {tensor.dtype} of shape {tuple(tensor.shape)}" for name, tensor in tensors]
+    form = [f"{name!r}, {described(platform, tensor)}" for name, tensor in tensors]
     sample = _sample(parameters, mesh) if mesh.size() > 1 else b""
     other = require_agreement(mesh, style, (style, *settings, *form), sample)
     if other is not None:
@@ -93,7 +94,7 @@ def require_experts(style: str, module: Module, mesh: DeviceMesh, settings: Sequ
     if not parameters:
         raise ValueError(f"{style}: the module has no parameters; apply the style to the module that holds the experts")
     require_whole(style, parameters, mesh)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    shapes = {name: whole_shape(mesh.platform, parameter) for name, parameter in parameters.items()}
     sizes = {shape[0] if len(shape) > 1 else None for shape in shapes.values()}
     if None in sizes or len(sizes) != 1:
         raise ValueError(

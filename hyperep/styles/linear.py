@@ -11,6 +11,7 @@ from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
+from hyperep.sharding import whole_shape
 from hyperep.styles.checks import require_alike, require_mesh, require_whole
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
@@ -134,7 +135,7 @@ def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int, part
     """The names of a linear module's parameters; checked before anything is changed."""
     require_alike(style, module, mesh, [f"{parts} weights in one"])
     parameters = own_parameters(mesh.platform, module)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    shapes = {name: whole_shape(mesh.platform, parameter) for name, parameter in parameters.items()}
     fits = (
         len(shapes.get("weight", ())) == 2 and shapes.get("bias", shapes.get("weight", ())[:1]) == shapes["weight"][:1]
     )

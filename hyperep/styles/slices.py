@@ -11,6 +11,7 @@ from hyperep.distribute import own_parameters
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
+from hyperep.sharding import whole_shape
 
 __all__ = ["TensorSlices"]
 
@@ -65,7 +66,7 @@ class TensorSlices:
                     "name it in one of them"
                 )
             dims[key] = 1 if key in self.colwise else 2
-            shape = shapes[key] = tuple(parameter.shape)
+            shape = shapes[key] = whole_shape(mesh.platform, parameter)
             if len(shape) != 3 or shape[dims[key]] % ranks:
                 raise ValueError(
                     f"parameter {key!r} of shape {shape} cannot be split in dim {dims[key]} by the tp dimension "
@@ -86,7 +87,7 @@ class TensorSlices:
         for part in mesh.platform.named_modules(module).values():
             parameters = own_parameters(mesh.platform, part)
             for key, shard in self.shards(part, mesh, ranks).items():
-                size = tuple(parameters[key].shape)[shard.dim]
+                size = whole_shape(mesh.platform, parameters[key])[shard.dim]
                 found |= {size, size // self._fused(key)}
         return frozenset(found)
 

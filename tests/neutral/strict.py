@@ -10,6 +10,42 @@ from hyperep.loopback.platform import LoopbackPlatform
 from hyperep.platform.array_subset import ARRAY_ATTRIBUTES, ARRAY_DTYPES, ARRAY_FUNCTIONS, ARRAY_OPERATORS
 
 
+class StrictDtype:
+    """A dtype that is compared with dtypes of the namespace, and with nothing else."""
+
+    __slots__ = ("_dtype",)
+
+    def __init__(self, dtype):
+        self._dtype = np.dtype(dtype)
+
+    def __eq__(self, other):
+        if isinstance(other, StrictDtype):
+            return self._dtype == other._dtype
+        if not isinstance(other, np.dtype | type):
+            raise TypeError(f"the core compared a dtype with {other!r}, which is none")
+        return self._dtype == other
+
+    def __hash__(self):
+        return hash(self._dtype)
+
+    def __str__(self):
+        return str(self._dtype)
+
+    __repr__ = __str__
+
+
+class StrictHandle:
+    """A parameter or buffer that only the platform looks into: ``local`` reads it, ``assign`` writes it."""
+
+    __slots__ = ("__weakref__", "_parameter")
+
+    def __init__(self, parameter):
+        self._parameter = parameter
+
+    def __getattr__(self, name):
+        raise AttributeError(f"the core read {name!r} of a parameter; the platform's local() and sharding() tell of it")
+
+
 class StrictTensor:
     """A NumPy array behind the declared operators and attributes."""
 
@@ -29,6 +65,8 @@ class StrictTensor:
 def _open(x):
     if isinstance(x, StrictTensor):
         return x._value
+    if isinstance(x, StrictDtype):
+        return x._dtype
     return type(x)(map(_open, x)) if isinstance(x, list | tuple) else x
 
 
@@ -51,6 +89,7 @@ for _name in ARRAY_OPERATORS:
 StrictTensor.__hash__ = None
 for _name in ARRAY_ATTRIBUTES:
     setattr(StrictTensor, _name, property(lambda self, name=_name: getattr(self._value, name)))
+StrictTensor.dtype = property(lambda self: StrictDtype(self._value.dtype))
 
 
 def _function(name):
@@ -102,7 +141,7 @@ class StrictPlatform(LoopbackPlatform):
             outputs, residuals = forward(*inputs)
             several = outputs if isinstance(outputs, tuple) else (outputs,)
             needed = tuple(x.dtype == np.float32 for x in inputs)
-            cotangents = tuple(StrictTensor(np.ones(y.shape, y.dtype)) for y in several)
+            cotangents = tuple(StrictTensor(np.ones(y.shape, _open(y.dtype))) for y in several)
             gradients = backward(residuals, cotangents, needed)
             for x, gradient, wanted in zip(inputs, gradients, needed, strict=True):
                 assert gradient is None or not wanted or (gradient.shape, gradient.dtype) == (x.shape, x.dtype)
@@ -125,5 +164,39 @@ class StrictPlatform(LoopbackPlatform):
         parameter = (module.own_buffers if name in module.own_buffers else module.own_parameters)[name]
         parameter.bound = StrictTensor(parameter.value)
 
+    def parameters(self, module):
+        return {path: self._handle(parameter) for path, parameter in super().parameters(module).items()}
+
+    def buffers(self, module):
+        return {path: self._handle(buffer) for path, buffer in super().buffers(module).items()}
+
+    def _handle(self, parameter):
+        """The same one each time."""
+        known = getattr(parameter, "handle", None)
+        if known is None or known._parameter is not parameter:  # a shard takes over the attributes of the whole one
+            parameter.handle = StrictHandle(parameter)
+        return parameter.handle
+
+    def local(self, parameter):
+        return super().local(_known(parameter))
+
+    def sharding(self, parameter):
+        return super().sharding(_known(parameter))
+
     def assign(self, parameter, value):
-        super().assign(parameter, _open(value))
+        super().assign(_known(parameter), _open(value))
+
+    def functional_call(self, module, parameters, function, *inputs, **kwargs):
+        handles = {**super().parameters(module), **super().buffers(module)}
+        before = {name: handles[name].bound for name in parameters}
+        for name, value in parameters.items():
+            handles[name].bound = value
+        try:
+            return function(*inputs, **kwargs)
+        finally:
+            for name, value in before.items():
+                handles[name].bound = value
+
+
+def _known(parameter):
+    return parameter._parameter if isinstance(parameter, StrictHandle) else parameter

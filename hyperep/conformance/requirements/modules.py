@@ -92,7 +92,8 @@ def paths(case: Case) -> None:
     case.equal(platform.local(parameters["inner.scale.w"]), second, "the nested parameter")
     case.equal(platform.local(buffers["first.b"]), np.ones_like(first), "a buffer")
     for name, parameter in parameters.items():
-        case.is_true(tuple(parameter.shape) == (3,), f"{name} has shape {parameter.shape}")
+        shape = tuple(platform.local(parameter).shape)
+        case.is_true(shape == (3,), f"{name} has shape {shape}")
 
 
 @requirement(
