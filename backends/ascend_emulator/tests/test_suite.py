@@ -70,3 +70,15 @@ def test_training_agrees_with_the_unsharded_model_and_with_the_reference_platfor
     found = losses("mindspore", tmp_path, "--verify")
     assert found[-1] < found[0]
     assert found == pytest.approx(losses("loopback", tmp_path), rel=1e-4)
+
+
+def test_a_layer_calls_nothing_that_hardware_is_slow_at() -> None:
+    """An operator that is compiled at each new number of rows, which is another one at each step."""
+    program = str(Path(__file__).with_name("of_today.py"))
+    environment = {**os.environ, "EMULATED_NPU_TELL_SLOW": "1"}
+    done = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(done.stdout) > 0
+    assert "emulated NPU: slow" not in done.stderr, done.stderr

@@ -100,10 +100,9 @@ class ArrayNamespace:
         return ops.zeros(x.shape, dtype or x.dtype)
 
     # --------------------------------------------------------------------------------------- dtype and shape
-    @staticmethod
-    def astype(x: Tensor, dtype: Any, /, *, copy: Any = True) -> Tensor:  # noqa: D102
+    def astype(self, x: Tensor, dtype: Any, /, *, copy: Any = True) -> Tensor:  # noqa: D102
         # A cast to the dtype that is there already returns the tensor itself.
-        return x.copy() if copy and x.dtype == dtype else ops.cast(x, dtype)
+        return self._kernels.clone(x) if copy and x.dtype == dtype else ops.cast(x, dtype)
 
     @staticmethod
     def broadcast_to(x: Tensor, /, shape: Sequence[int]) -> Tensor:  # noqa: D102
@@ -131,7 +130,7 @@ class ArrayNamespace:
 
     def stack(self, arrays: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:  # noqa: D102
         if all(_size(a) for a in arrays):
-            return ops.stack(list(arrays), axis)
+            return self._kernels.stack(arrays, axis)
         return self.concat([ops.expand_dims(a, axis) for a in arrays], axis=axis)
 
     # --------------------------------------------------------------------------- indexing, sorting, searching
@@ -148,7 +147,7 @@ class ArrayNamespace:
         if not _size(x2) or not _size(x1):
             return ops.zeros(x2.shape, ms.int64)
         if sorter is not None:
-            x1 = ops.gather(x1, sorter, 0)
+            x1 = self._kernels.take(x1, sorter, 0)
         return self._kernels.searchsorted(x1, x2, side == "right")
 
     def take(self, x: Tensor, indices: Tensor, /, *, axis: int = 0) -> Tensor:

@@ -32,6 +32,8 @@ class Kernels:
     """From a number to before another one by steps, in a dtype; at least one."""
     full: Callable[[Sequence[int], Any, ms.Type], Tensor]
     """Of a shape, one value, in a dtype."""
+    stack: Callable[[Sequence[Tensor], int], Tensor]
+    """Along a new axis, of tensors of which none is empty. Differentiable."""
     argsort: Callable[[Tensor, int, bool], Tensor]
     """Of a tensor that is not empty, along an axis, descending or not; of equals the first stays first."""
     searchsorted: Callable[[Tensor, Tensor, bool], Tensor]
@@ -42,6 +44,8 @@ class Kernels:
     """Of a tensor that is not empty, over axes, keeping them or not, in the tensor's own dtype. Differentiable."""
     take: Callable[[Tensor, Tensor, int], Tensor]
     """Gather along an axis by one-dimensional indices, neither of them empty. Differentiable."""
+    clone: Callable[[Tensor], Tensor]
+    """A copy. Differentiable."""
     copied: Callable[[Tensor], Tensor]
     """A copy, contiguous. Not differentiable."""
     sum_rows: Callable[[PlatformBase[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -73,11 +77,13 @@ def _sum_on_cpu(x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
 CPU = Kernels(
     arange=host_order.arange,
     full=host_order.full,
+    stack=lambda arrays, axis: ops.stack(list(arrays), axis),
     argsort=host_order.argsort,
     searchsorted=host_order.searchsorted,
     cumsum=lambda x, axis: ops.cumsum(x, axis),
     sum=_sum_on_cpu,
     take=host_rows.take,
+    clone=lambda x: x.copy(),
     copied=host.copied,
     sum_rows=lambda platform, *arguments: host_rows.sum_rows(*arguments),
     products=BY_NUMPY,
@@ -96,10 +102,17 @@ GPU = replace(
 )
 ASCEND = replace(
     GPU,
-    # ops.argsort is CANN's older Sort, which keeps equals in order only where it is asked to, and is not asked.
+    # CANN's operators of today, which mint calls. Those of ops are of its older interface here (Range, Fill, Pack,
+    # Sort, GatherV2, TensorMove), which hardware compiles anew for each size. Its Sort keeps equals in order only
+    # where it is asked to, and is not asked; its Cumsum refuses int64.
+    arange=lambda start, stop, step, dtype: mint.arange(start, stop, step, dtype=dtype),
+    full=lambda shape, value, dtype: mint.full(tuple(shape), value, dtype=dtype),
+    stack=lambda arrays, axis: mint.stack(list(arrays), axis),
     argsort=lambda x, axis, descending: ops.cast(mint.argsort(x, axis, descending, True), ms.int64),
-    # ops.cumsum refuses int64 there.
     cumsum=lambda x, axis: mint.cumsum(x, axis),
+    take=lambda x, indices, axis: mint.index_select(x, axis, indices),
+    clone=mint.clone,
+    copied=mint.clone,
     products=BY_CANN,
 )
 

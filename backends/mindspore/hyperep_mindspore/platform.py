@@ -182,7 +182,7 @@ class MindSporePlatform(PlatformBase[Tensor]):
     def assign(self, parameter: Parameter, value: Tensor) -> None:  # noqa: D102
         if tuple(parameter.shape) != tuple(value.shape):
             raise ValueError(f"assign: a value of shape {tuple(value.shape)} for a part of {tuple(parameter.shape)}")
-        parameter.set_data(value.contiguous().copy())
+        parameter.set_data(self._kernels.copied(value))
 
     def shard_parameter(  # noqa: D102
         self, module: nn.Cell, name: str, local: Tensor, sharding: Sharding

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operators of the older interface that are emulated, as a table, and the way they are run.
+#include <cstdio>
+
 #include "acl/acl_op_compiler.h"
 #include "call.h"
 #include "description.h"
@@ -238,6 +240,9 @@ aclError aclopCompileAndExecute(const char *type, int inputs, const aclTensorDes
                               "%s: CANN's proto header of %s does not list %s; of the types that are emulated it lists %s",
                               type, type, name_of(out[k]->type).c_str(), names_of(found->types).c_str());
         }
+    }
+    if (npu_tells_slow()) {
+        std::fprintf(stderr, "emulated NPU: slow: %s is of the older interface\n", type);
     }
     auto *task = new Task{found->run, {}};
     for (int k = 0; k < inputs; k++) {

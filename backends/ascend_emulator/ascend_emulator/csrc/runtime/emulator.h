@@ -24,6 +24,10 @@ int npu_deadline_s(void);
 /* The number of devices, EMULATED_NPUS. None unless set: only a program that was told so runs on emulated devices. */
 int npu_device_count(void);
 
+/* Whether calls that hardware is slow at are told on stderr, EMULATED_NPU_TELL_SLOW: operators of CANN's older interface,
+   which are compiled at the first call with new sizes. Not unless set. */
+int npu_tells_slow(void);
+
 /* Say what went wrong on stderr, and abort. */
 void npu_die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 

@@ -37,6 +37,11 @@ int npu_device_count(void)
     return number("EMULATED_NPUS", 0);
 }
 
+int npu_tells_slow(void)
+{
+    return number("EMULATED_NPU_TELL_SLOW", 0);
+}
+
 static __thread char refusal[1024];
 
 int npu_refuse(int code, const char *format, ...)
