@@ -72,14 +72,25 @@ class LocalExperts:
     @property
     def rows(self) -> RowExperts:
         """As row experts."""
-        return self.call if ROWS in self.takes else rows_from_routed(self.platform, self.routed)
+        return self._returning_one if ROWS in self.takes else rows_from_routed(self.platform, self.routed)
 
     @property
     def routed(self) -> RoutedExperts:
         """As routed experts. A module that takes both gets rows, because here their number is often known."""
         if ROWS in self.takes:
-            return routed_from_rows(self.platform, self.call, self.num_experts)
-        return lambda tokens, indices, weights, *, rows=None: self.call(tokens, indices, weights)
+            return routed_from_rows(self.platform, self._returning_one, self.num_experts)
+        return lambda tokens, indices, weights, *, rows=None: self._returning_one(tokens, indices, weights)
+
+    def _returning_one(self, *inputs: Any) -> Any:
+        """The call, whose result is what travels back."""
+        out = self.call(*inputs)
+        if not self.platform.is_tensor(out):
+            raise TypeError(
+                f"the experts returned a {type(out).__module__}.{type(out).__qualname__}, but what travels back is one "
+                f"tensor of platform {self.platform.name!r}, with a row for each row or token; return it alone, and "
+                "keep what else they compute in a buffer"
+            )
+        return out
 
     def borrowing(self, module: Module) -> Callable[[Mapping[str, Any], int], RoutedExperts]:
         """From weights that are not *module*'s own, by path, and how many experts these are, to routed experts."""

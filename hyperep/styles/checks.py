@@ -95,13 +95,16 @@ def require_experts(style: str, module: Module, mesh: DeviceMesh, settings: Sequ
         raise ValueError(f"{style}: the module has no parameters; apply the style to the module that holds the experts")
     require_whole(style, parameters, mesh)
     shapes = {name: whole_shape(mesh.platform, parameter) for name, parameter in parameters.items()}
-    sizes = {shape[0] if len(shape) > 1 else None for shape in shapes.values()}
-    if None in sizes or len(sizes) != 1:
+    numbers = {shape[0] for shape in shapes.values() if len(shape) > 1}
+    features = {size for shape in shapes.values() for size in shape[1:]}
+    flat = {shape for shape in shapes.values() if len(shape) < 2}
+    if len(numbers) != 1 or any(shape != (*numbers,) for shape in flat) or (flat and numbers & features):
         raise ValueError(
             f"{style}: dim 0 of every parameter must be the expert, the same number for all, but the shapes are "
-            f"{shapes}; apply the style to the experts, not to the layer around them"
+            f"{shapes}; apply the style to the experts, not to the layer around them. A number for each expert is "
+            "[experts], or [experts, 1] where there are as many features as experts"
         )
-    return next(int(size) for size in sizes if size is not None)
+    return int(numbers.pop())
 
 
 def require_whole(style: str, parameters: Mapping[str, Parameter], mesh: DeviceMesh) -> None:

@@ -22,7 +22,9 @@ from hyperep.styles.checks import require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
-__all__ = ["BaseExpertParallel"]
+__all__ = ["Around", "BaseExpertParallel"]
+
+Around = Callable[[Module, Callable[..., Any]], Callable[..., Any]]
 
 
 class BaseExpertParallel(ParallelStyle):
@@ -82,6 +84,7 @@ class BaseExpertParallel(ParallelStyle):
             for path, submodule in mesh.platform.named_modules(module).items():
                 self._partition_fn(path, submodule, mesh)
             shard_buffers(module, mesh, buffers)
+        around = self._around_own(module, mesh)
 
         def called(
             module: Module,
@@ -93,9 +96,8 @@ class BaseExpertParallel(ParallelStyle):
         ) -> Any:
             call = require_call(style, takes, inputs)
             self._require_arguments(mesh, kwargs)
-            experts = LocalExperts(
-                mesh.platform, functools.partial(inner, **kwargs) if kwargs else inner, takes, num_experts // ranks
-            )
+            local = around(module, functools.partial(inner, **kwargs) if kwargs else inner)
+            experts = LocalExperts(mesh.platform, local, takes, num_experts // ranks)
             if call == ROWS:
                 return added_to(self._of_rows(module, experts, mesh, num_experts)(*inputs), meanwhile, inputs[0])
             routed = self._of_tokens(module, experts, mesh, num_experts)
@@ -121,6 +123,10 @@ class BaseExpertParallel(ParallelStyle):
     def _sliced(self, module: Module, mesh: DeviceMesh) -> frozenset[int]:
         """Sizes of the experts' weights that are cut besides the number of experts; checks what it looks at."""
         return frozenset()
+
+    def _around_own(self, module: Module, mesh: DeviceMesh) -> Around:
+        """What this rank calls in place of the experts' own forward, ``around(module, forward)``."""
+        return lambda module, forward: forward
 
     def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:
         """All experts, called with rows, made of those of this rank."""

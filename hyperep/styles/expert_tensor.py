@@ -15,6 +15,7 @@ from hyperep.placements import Placement, Shard
 from hyperep.platform.protocol import Module
 from hyperep.styles.calls import LocalExperts
 from hyperep.styles.expert import Exchange, ExpertParallel
+from hyperep.styles.expert_base import Around
 from hyperep.styles.slices import TensorSlices
 
 __all__ = ["ExpertTensorParallel"]
@@ -47,23 +48,36 @@ class ExpertTensorParallel(ExpertParallel):
         balance: Balance | None = None,
         packed: Mapping[str, int] | None = None,
         interleaved: Mapping[str, int] | None = None,
+        transposed: bool = False,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
         super().__init__(exchange=exchange, levels=levels, chunks=chunks, balance=balance, buffers=buffers)
         if "tp" in self.levels:
             raise ValueError(f"levels={self.levels}: experts are sliced over 'tp', so it is no level of theirs")
         self.mesh_dim_names = (*self.levels, "tp")
-        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout, packed or {}, interleaved or {})
+        self.slices = TensorSlices(
+            tuple(colwise), tuple(rowwise), output_layout, packed or {}, interleaved or {}, transposed
+        )
 
     def _settings(self) -> list[str]:
         return [*super()._settings(), repr(self.slices)]
 
     def _sliced(self, module: Module, mesh: DeviceMesh) -> frozenset[int]:
+        biases = self.slices.added_once(module, mesh)
+        if self.balance is not None and biases:
+            raise ValueError(
+                f"{type(self).__name__}({self.balance}): {list(biases)} are added by one rank of tp alone, and "
+                "an expert that is copied would be by all; leave out balance"
+            )
         return self.slices.sizes(module, mesh, mesh.size("tp"))
 
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
-        for key, shard in self.slices.shards(module, mesh, mesh.size("tp")).items():
-            distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), shard])
+        for key, placement in self.slices.placements(module, mesh, mesh.size("tp"), name).items():
+            distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), placement])
+
+    def _around_own(self, module: Module, mesh: DeviceMesh) -> Around:
+        biases = self.slices.added_once(module, mesh)
+        return lambda module, inner: self.slices.adding_once(inner, module, mesh, biases)
 
     def _of_tokens(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:
         routed = super()._of_tokens(module, experts, mesh, num_experts)

@@ -37,12 +37,15 @@ class TensorParallel(ParallelStyle):
     The pair of reductions is Megatron-LM's (arXiv:1909.08053).
 
     Args:
-        colwise: names of the weights whose output features are split (tensor dim 1).
-        rowwise: names of the weights whose input features are split (tensor dim 2).
+        colwise: names of the weights ``[E, out, in]`` whose output features are split, and of their biases
+            ``[E, out]``; each by itself or with its path below the experts.
+        rowwise: names of the weights whose input features are split, and of their biases, which stay whole and are
+            added by one rank.
         output_layout: ``Replicate()``, or ``Partial()`` for callers that reduce (or reduce-scatter) themselves.
         packed: how many weights a colwise weight holds one after the other, by name: ``{"gate_up": 2}`` for
             ``[E, 2 H, D]`` with all gates first. A rank then gets its part of each.
         interleaved: how many weights a colwise weight holds whose rows take turns.
+        transposed: whether weights are ``[E, in, out]``.
         buffers: placements of buffers whose shape does not tell whether they are split, by path.
     """
 
@@ -56,9 +59,12 @@ class TensorParallel(ParallelStyle):
         output_layout: Placement | None = None,
         packed: Mapping[str, int] | None = None,
         interleaved: Mapping[str, int] | None = None,
+        transposed: bool = False,
         buffers: Mapping[str, Placement | Sequence[Placement]] | None = None,
     ) -> None:
-        self.slices = TensorSlices(tuple(colwise), tuple(rowwise), output_layout, packed or {}, interleaved or {})
+        self.slices = TensorSlices(
+            tuple(colwise), tuple(rowwise), output_layout, packed or {}, interleaved or {}, transposed
+        )
         self.buffers = dict(buffers or {})
 
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
@@ -69,28 +75,33 @@ class TensorParallel(ParallelStyle):
         takes = declared_calls(style, module)
         sizes = self.slices.sizes(module, mesh, mesh.size())
         buffers = plan_buffers(style, module, mesh, self.buffers, sliced=sizes)
+        biases = self.slices.added_once(module, mesh)
         with watched(mesh.platform, module):
-            for part in mesh.platform.named_modules(module).values():
-                for key, shard in self.slices.shards(part, mesh, mesh.size()).items():
-                    distribute_parameter(part, key, mesh, [shard])
+            for path, part in mesh.platform.named_modules(module).items():
+                for key, placement in self.slices.placements(part, mesh, mesh.size(), path).items():
+                    distribute_parameter(part, key, mesh, [placement])
             shard_buffers(module, mesh, buffers)
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(
+            module: Module,
             inner: Callable[..., Any],
             *inputs: Any,
             rows: int | None = None,
             meanwhile: Module | None = None,
             **kwargs: Any,
         ) -> Any:
-            experts = functools.partial(inner, **kwargs) if kwargs else inner
+            own = functools.partial(inner, **kwargs) if kwargs else inner
+            own = self.slices.adding_once(own, module, mesh, biases)
+            experts = LocalExperts(platform, own, takes, num_experts)
             if require_call(style, takes, inputs) == ROWS:
                 x, counts = inputs
-                out = self.slices.reduce(platform, experts(platform.copy_to_group(x, group), counts), group)
+                out = self.slices.reduce(platform, experts.rows(platform.copy_to_group(x, group), counts), group)
             else:
-                routed = LocalExperts(platform, experts, takes, num_experts).routed
-                out = in_slices(routed, platform, group, reduce=self.slices.reduced)(*inputs, rows=rows)
+                routed = in_slices(experts.routed, platform, group, reduce=self.slices.reduced)
+                out = routed(*inputs, rows=rows)
             return added_to(out, meanwhile, inputs[0])
 
-        platform.wrap_forward(module, sliced)
+        # An argument and not part of the closure, so that a deep copy looks at its own biases.
+        platform.wrap_forward(module, functools.partial(sliced, module))
         return module
