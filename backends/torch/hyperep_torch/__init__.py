@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hyperep_torch.data_parallel import fully_shard
+    from hyperep_torch.full_state import full_state_dict
     from hyperep_torch.gradient_norm import clip_grad_norm_
     from hyperep_torch.grouped import grouped_matmul
     from hyperep_torch.initial import init_weights
     from hyperep_torch.layers import GroupedExperts, MoE, TopKRouter
     from hyperep_torch.packed_swiglu import packed_swiglu
     from hyperep_torch.scaler import GradScaler
+    from hyperep_torch.stacked import StackedExperts, stack_experts
     from hyperep_torch.styles import (
         ColwiseParallel,
         ExpertParallel,
@@ -35,15 +37,18 @@ _HOME = {
     "GroupedExperts": "hyperep_torch.layers",
     "MoE": "hyperep_torch.layers",
     "RowwiseParallel": "hyperep_torch.styles",
+    "StackedExperts": "hyperep_torch.stacked",
     "TensorParallel": "hyperep_torch.styles",
     "TopKRouter": "hyperep_torch.layers",
     "clip_grad_norm_": "hyperep_torch.gradient_norm",
+    "full_state_dict": "hyperep_torch.full_state",
     "fully_shard": "hyperep_torch.data_parallel",
     "grouped_matmul": "hyperep_torch.grouped",
     "grouped_swiglu": "hyperep_torch.swiglu",
     "init_weights": "hyperep_torch.initial",
     "packed_swiglu": "hyperep_torch.packed_swiglu",
     "parallelize_module": "hyperep_torch.styles",
+    "stack_experts": "hyperep_torch.stacked",
 }
 
 __all__ = [
@@ -54,15 +59,18 @@ __all__ = [
     "GroupedExperts",
     "MoE",
     "RowwiseParallel",
+    "StackedExperts",
     "TensorParallel",
     "TopKRouter",
     "clip_grad_norm_",
+    "full_state_dict",
     "fully_shard",
     "grouped_matmul",
     "grouped_swiglu",
     "init_weights",
     "packed_swiglu",
     "parallelize_module",
+    "stack_experts",
 ]
 
 

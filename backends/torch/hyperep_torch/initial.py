@@ -8,7 +8,7 @@ numbers by their place (:mod:`hyperep_torch.counted`). A rank draws its shards a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperep_torch import counted
+from hyperep_torch.stacked import StackedExperts
 
 __all__ = ["init_weights"]
 
@@ -43,16 +44,27 @@ def init_weights(model: nn.Module, seed: int = 0) -> None:
             ``reset_parameters``, so that nobody knows what they should be. Nothing has been drawn then.
     """
     _require_resets(model)
-    paths = {id(tensor): path for path, tensor in _tensors(model)}
-    numbers = _NumbersByPlace(seed, paths)
+    numbers = _NumbersByPlace(seed)
+    numbers.know("", model)
     for path, module in reversed(list(model.named_modules())):
-        reset = _reset_of(module)
-        if reset is None:
-            continue
-        # What draws a tensor of its own and copies it is the same on all ranks at least.
-        with torch.random.fork_rng(devices=()), numbers.of(path):
-            torch.manual_seed(counted.key_of(seed, path))
-            reset()
+        if isinstance(module, StackedExperts):
+            # By the paths of the list that was stacked, so that they are the list's numbers.
+            for expert_path, expert in module.drawn_apart(path):
+                numbers.know(expert_path, expert)
+                for inner, part in reversed(list(expert.named_modules())):
+                    _draw(part, f"{expert_path}.{inner}".rstrip("."), numbers)
+        else:
+            _draw(module, path, numbers)
+
+
+def _draw(module: nn.Module, path: str, numbers: _NumbersByPlace) -> None:
+    reset = _reset_of(module)
+    if reset is None:
+        return
+    # What draws a tensor of its own and copies it is the same on all ranks at least.
+    with torch.random.fork_rng(devices=()), numbers.of(path):
+        torch.manual_seed(counted.key_of(numbers.seed, path))
+        reset()
 
 
 def _require_resets(model: nn.Module) -> None:
@@ -64,7 +76,7 @@ def _require_resets(model: nn.Module) -> None:
         )
     silent = [
         f"{path or 'the model itself'} ({type(module).__name__})"
-        for path, module in model.named_modules()
+        for path, module in _modules(model)
         if (module._parameters or module._buffers) and _reset_of(module) is None and not _is_list(module)
     ]
     if silent:
@@ -72,6 +84,17 @@ def _require_resets(model: nn.Module) -> None:
             f"init_weights: {_listed(silent)} have parameters or buffers and no reset_parameters(); write that method, "
             "which sets them all, as PyTorch's own modules have it"
         )
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Those that know what their weights should be; of experts that are stacked, those of one for all."""
+    stacks: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, StackedExperts):
+            stacks.append(path)
+            yield from ((f"{path}.*.{inner}".strip("."), part) for inner, part in module.one.named_modules())
+        elif not any(not stack or path.startswith(stack + ".") for stack in stacks):
+            yield path, module
 
 
 def _is_list(module: nn.Module) -> bool:
@@ -94,11 +117,16 @@ def _listed(names: list[str]) -> str:
 class _NumbersByPlace(TorchDispatchMode):
     """Answers random fills of a model's parameters and buffers."""
 
-    def __init__(self, seed: int, paths: dict[int, str]) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
-        self._seed, self._paths = seed, paths
+        self.seed = seed
+        self._paths: dict[int, str] = {}
         self._drawn: Counter[str] = Counter()
         self._module = ""
+
+    def know(self, path: str, model: nn.Module) -> None:
+        """Take the tensors of *model*, which stands at *path*, for those that are filled."""
+        self._paths |= {id(tensor): f"{path}.{name}".lstrip(".") for name, tensor in _tensors(model)}
 
     def of(self, path: str) -> _NumbersByPlace:
         """The same, while the module at *path* draws."""
@@ -118,7 +146,7 @@ class _NumbersByPlace(TorchDispatchMode):
         target = args[0]
         # Temporaries, as of truncated normal numbers, which are drawn until they fit, go by the order of draws.
         path = self._paths.get(id(target), f"{self._module}/temporary")
-        key = counted.key_of(self._seed, path, self._drawn[path])
+        key = counted.key_of(self.seed, path, self._drawn[path])
         self._drawn[path] += 1
         local, whole, offset = _part(target)
         counted.fill(local, whole, offset, lambda places: values(key, places, *args[1:]))

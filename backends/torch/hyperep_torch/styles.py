@@ -52,6 +52,11 @@ class _StyleOfTorch(native.ParallelStyle):
         Raises:
             ValueError: ``src_data_rank`` is another one than 0, or as for the core's style.
         """
+        if isinstance(module, nn.ModuleList) and isinstance(self, hyperep.BaseExpertParallel | hyperep.TensorParallel):
+            raise ValueError(
+                f"{type(self).__name__}: the module is a list of {len(module)} modules, and experts are one module "
+                "whose parameters have the expert in dim 0; make it one with hyperep_torch.stack_experts(the list)"
+            )
         on_meta = all(parameter.is_meta for parameter in module.parameters())
         if self.src_data_rank != 0 and not on_meta:
             raise ValueError(

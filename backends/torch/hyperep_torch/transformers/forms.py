@@ -33,14 +33,12 @@ from hyperep.exchange.routed import routed_from_rows
 from hyperep.exchange.rows import combine
 from hyperep.mesh import DeviceMesh
 from hyperep.styles.expert import Exchange
+from hyperep_torch.full_state import SAVED_AS
 from hyperep_torch.grouped import grouped_matmul
 from hyperep_torch.styles import ExpertParallel
 from hyperep_torch.transformers.kernels import declares_its_layout, experts_forward
 
-__all__ = ["FORMS", "SAVED_AS", "Called", "Declared", "Form"]
-
-SAVED_AS = "_hyperep_saved_as"
-"""Attribute of a module: how whole tensors of its own parameters, by name, become what the model's checkpoints hold."""
+__all__ = ["FORMS", "Called", "Declared", "Form"]
 
 _BOTH = ("tokens", "rows")
 
