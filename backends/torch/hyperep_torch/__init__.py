@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hyperep_torch.grouped import grouped_matmul
     from hyperep_torch.initial import init_weights
     from hyperep_torch.layers import GroupedExperts, MoE, TopKRouter
-    from hyperep_torch.packed_swiglu import packed_swiglu
+    from hyperep_torch.packed import packed_swiglu
     from hyperep_torch.scaler import GradScaler
     from hyperep_torch.stacked import StackedExperts, stack_experts
     from hyperep_torch.styles import (
@@ -46,7 +46,7 @@ _HOME = {
     "grouped_matmul": "hyperep_torch.grouped",
     "grouped_swiglu": "hyperep_torch.swiglu",
     "init_weights": "hyperep_torch.initial",
-    "packed_swiglu": "hyperep_torch.packed_swiglu",
+    "packed_swiglu": "hyperep_torch.packed",
     "parallelize_module": "hyperep_torch.styles",
     "stack_experts": "hyperep_torch.stacked",
 }

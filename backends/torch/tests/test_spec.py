@@ -4,6 +4,7 @@
 import importlib.util
 import pkgutil
 
+import hyperep_torch
 import torch
 from hyperep_torch import products
 from hyperep_torch.probe import probe
@@ -51,3 +52,9 @@ def test_the_probe_says_what_is_missing(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert probe().reason == "torch is not installed; pip install torch"
+
+
+def test_no_public_name_is_that_of_a_module():
+    """Whichever of the two was imported last would be what the package has."""
+    modules = {module.name for module in pkgutil.iter_modules(hyperep_torch.__path__)}
+    assert not modules & set(hyperep_torch.__all__)

@@ -20,7 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_
 import hyperep
 from hyperep.exchange.routed import routed_from_rows
 from hyperep_torch.grouped import grouped_matmul
-from hyperep_torch.packed_swiglu import packed_swiglu
+from hyperep_torch.packed import packed_swiglu
 from hyperep_torch.swiglu import can_fuse
 
 __all__ = ["EXPERTS_IMPLEMENTATION", "declares_its_layout", "experts_forward"]
