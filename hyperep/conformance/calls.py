@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
@@ -38,17 +38,19 @@ class LastCall:
 
 
 @contextmanager
-def watching_calls(platform: Any) -> Iterator[LastCall]:
+def watching_calls(platform: Any, notes: Mapping[str, Any] | None = None) -> Iterator[LastCall]:
     """Tell each call of a member of *platform* inside the block before it is made, also those of other members.
 
-    The telling functions shadow the methods on the platform object; afterwards they are gone. They hold no tensor.
+    What *notes* hold by then is told with it, a line each: a rank that does not come back cannot show them. The telling
+    functions shadow the methods on the platform object; afterwards they are gone. They hold no tensor.
     """
     last = LastCall()
+    known = {} if notes is None else notes  # not its values of now: a check adds to them
     shadowed = []
     for name in _METHODS:
         # A platform under test may lack a member, fail when it is read, or take no attributes: then it is not watched.
         with contextlib.suppress(Exception):
-            setattr(platform, name, _telling(last, name, getattr(platform, name), platform.is_tensor))
+            setattr(platform, name, _telling(last, name, getattr(platform, name), platform.is_tensor, known))
             shadowed.append(name)
     try:
         yield last
@@ -64,7 +66,11 @@ def told(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], is_tensor: Ca
 
 
 def _telling(
-    last: LastCall, name: str, member: Callable[..., Any], is_tensor: Callable[[object], bool]
+    last: LastCall,
+    name: str,
+    member: Callable[..., Any],
+    is_tensor: Callable[[object], bool],
+    notes: Mapping[str, Any],
 ) -> Callable[..., Any]:
     place = _place(name, member)
 
@@ -73,7 +79,7 @@ def _telling(
         text = told(name, args, kwargs, is_tensor)
         if name not in _OF_CHECKS:
             last.text, last.place = text, place
-        doing(text)
+        doing("\n".join([text, *(f"  {key}: {value}" for key, value in notes.items())]))
         return member(*args, **kwargs)
 
     return call

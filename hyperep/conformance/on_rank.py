@@ -31,7 +31,7 @@ def check(
         last one, with its inputs) and ``notes``.
     """
     case = Case(platform=platform, requirement=requirement, seed=seed, ranks=ranks, declared=declared)
-    with watching_calls(platform) as last:
+    with watching_calls(platform, case.notes) as last:
         try:
             find(requirement).check(case)
         except UnsupportedCapability as error:

@@ -17,6 +17,7 @@ from hyperep.platform.errors import RankFailure
 
 __all__ = ["STARTS", "WorldRun"]
 
+_CHECK = "hyperep.conformance.on_rank:check"
 STARTS = "WORLD-starts"
 """The requirement that ranks start at all, which every other one needs."""
 
@@ -137,9 +138,7 @@ class WorldRun:
             "declared": dict(self.target.declared),
         }
         try:
-            outcomes = self._pool.run(
-                "hyperep.conformance.on_rank:check", arguments, deadline=self.deadline, shortfall=_shortfall
-            )
+            outcomes = self._pool.run(_CHECK, arguments, deadline=self.deadline, shortfall=_shortfall)
         except RankFailure as failure:
             return self._rank_failure(failure)
         if not _in_step(outcomes):
@@ -156,6 +155,10 @@ class WorldRun:
         if first is not None and first.end is End.FAILED:
             # Not the deadline is the fault, but the rank that raised and left the others waiting.
             headline = f"on {first.label} only, while others wait for it: {first.summary}"
+        elif first is not None and first.end is End.RUNNING:
+            call = first.doing.partition("\n")[0]
+            stands = [f"last call {call}"] * bool(call) + [f"in {first.place.partition(' < ')[0]}"] * bool(first.place)
+            headline = f"{headline.removesuffix(f': {_CHECK}')}: {', '.join([f'{first.label} still runs', *stands])}"
         lines = [end.line for end in failure.ends]
         return Judgement(Verdict.FAILED, headline, "\n".join([*lines, rest]))
 

@@ -4,6 +4,7 @@
 import ctypes
 import inspect
 import re
+import time
 
 import numpy as np
 
@@ -44,6 +45,15 @@ class WrongValues(LoopbackPlatform):
         return super().all_gather(x, group) + np.asarray(1, x.dtype)
 
 
+class Hangs(LoopbackPlatform):
+    """On one rank a sum without elements never arrives on the host."""
+
+    def to_host(self, *tensors):
+        if self.rank == 1 and tensors[0].shape == (4,) and not tensors[0].any():
+            time.sleep(60)
+        return super().to_host(*tensors)
+
+
 class FaultyLauncher(LoopbackLauncher):
     """Loopback ranks of a faulty platform."""
 
@@ -58,10 +68,10 @@ class FaultyLauncher(LoopbackLauncher):
         return run(faulty, len(process.ranks))
 
 
-def found(platform):
+def found(platform, requirement="AG-values", deadline=30):
     declared = {c.value: s.value for c, s in CAPABILITIES.items()}
     target = Target(name="loopback", launcher=FaultyLauncher(platform.__name__), declared=declared)
-    report = check_target(target, [2], only=["AG-values"], deadline=30)
+    report = check_target(target, [2], only=[requirement], deadline=deadline)
     (result,) = (r for r in report.results if r.verdict is Verdict.FAILED)
     return result
 
@@ -89,6 +99,16 @@ def test_every_rank_has_a_line_with_a_place():
     (other,) = (line for line in lines if line.startswith("rank 0: "))
     assert "finished" not in other
     assert re.match(r"rank 0: still running: in .*\(\w+\.py:\d+\)", other)
+
+
+def test_a_rank_that_does_not_come_back_leaves_its_place_its_call_and_what_the_check_was_about():
+    result = found(Hangs, "XP-sum", deadline=3)
+    stood = line_of(Hangs.to_host) + 2
+    assert result.message == (
+        "not done within the deadline of 3 s: rank 1 still runs, last call to_host(float32[4]), "
+        f"in to_host (test_calls.py:{stood})"
+    )
+    assert "  inputs: ['float32[0, 4]']" in result.detail.splitlines()
 
 
 def test_wrong_values_are_followed_to_the_member_that_was_called_last():
