@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hyperep.platform.capabilities import Capability
+
 pytest.importorskip("copier", reason="pip install copier, which renders the template")
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +24,12 @@ def run(*command, cwd, code=0, timeout=600):
     )
     assert done.returncode == code, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def test_every_capability_is_there_to_be_declared():
+    (spec,) = (ROOT / "plugins" / "template" / "template").glob("*/spec.py*")
+    declared = re.findall(r"^    Capability\.(\w+): Support", spec.read_text(encoding="utf-8"), flags=re.M)
+    assert sorted(declared) == sorted(Capability.__members__)
 
 
 @pytest.fixture(scope="module")

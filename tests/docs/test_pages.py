@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 MODULES = [
     "hyperep.permutation",
     "hyperep.platform.array_names",
@@ -26,6 +27,34 @@ def test_page(page):
     test = doctest.DocTestParser().get_doctest(examples, {}, page, str(DOCS / page), 0)
     assert len(test.examples) > 10
     assert doctest.DocTestRunner().run(test).failed == 0
+
+
+PAGES = [
+    *sorted(DOCS.glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(ROOT.glob("backends/*/README.md")),
+    *sorted(ROOT.glob("plugins/*/README.md")),
+]
+
+
+def anchors(page):
+    """What a link into the page may end in: its headings, as Markdown's pages name them, and anchors of its own."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.M)
+    named = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    return named | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: there is no {target}"
+        assert not anchor or anchor in anchors(target), f"{link}: {target.name} has no such heading"
 
 
 @pytest.mark.parametrize("name", MODULES)
