@@ -25,6 +25,7 @@ from hyperep.exchange.balance import Balance, Placement
 from hyperep.exchange.copies import own_choices
 from hyperep.exchange.counting import count_sorted
 from hyperep.exchange.lending import plan_lending
+from hyperep.exchange.orders import argsort_below, inverse_order
 from hyperep.exchange.routed import RoutedExperts, over_ranks
 from hyperep.exchange.tokens import combine_tokens, dispatch_lending, plan_dispatch
 from hyperep.mesh import DeviceMesh
@@ -86,7 +87,7 @@ class OverRanksBalanced:
         counts = order = None
         if given.by_rank is not None:
             flat = xp.reshape(indices, (math.prod(indices.shape),))
-            order = xp.argsort(flat, stable=True)
+            order = argsort_below(xp, flat, experts + 1)
             counts = xp.reshape(count_sorted(platform, xp.take(flat, order, axis=0), experts), (1, experts))
         told = platform.all_gather(given.told(platform, 1, experts, counts), self.mesh.get_group())  # [R, E + header]
         (host,) = platform.to_host(told)  # host sync here, beside that of the dispatch
@@ -102,4 +103,4 @@ def _numbered(platform: Any, indices: Any, order: Any, placement: Placement, ran
     places = placement.places(rank)  # by expert, and so without nobody, who is last
     nobody = xp.full((count - len(places),), placement.ranks * placement.width, dtype=xp.int64)
     sorted_places = xp.concat([platform.from_host(places), nobody], axis=0)
-    return xp.reshape(xp.take(sorted_places, xp.argsort(order, stable=True), axis=0), indices.shape)
+    return xp.reshape(xp.take(sorted_places, inverse_order(xp, order), axis=0), indices.shape)

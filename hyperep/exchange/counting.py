@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyperep.exchange.orders import argsort_below
 from hyperep.platform.protocol import Platform
 
 __all__ = ["count_sorted", "count_values"]
@@ -20,4 +21,4 @@ def count_sorted(platform: Platform[Any], values: Any, size: int) -> Any:
 def count_values(platform: Platform[Any], values: Any, size: int) -> Any:
     """How often each of ``0 .. size - 1`` occurs in the integers *values* ``[N]``: int64 ``[size]``."""
     xp = platform.xp
-    return count_sorted(platform, xp.take(values, xp.argsort(values, stable=True), axis=0), size)
+    return count_sorted(platform, xp.take(values, argsort_below(xp, values, size), axis=0), size)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperep.exchange.counting import count_sorted
+from hyperep.exchange.orders import argsort_below, inverse_order
 from hyperep.platform.protocol import Platform
 
 __all__ = ["RoutePlan", "expand_tokens", "merge_rows", "plan_routes"]
@@ -44,8 +45,8 @@ def plan_routes(platform: Platform[Any], indices: Any, num_experts: int, rows: i
     xp = platform.xp
     tokens, top_k = indices.shape
     flat = xp.reshape(indices, (tokens * top_k,))
-    order = xp.argsort(flat, stable=True)
-    place = xp.argsort(order, stable=True)
+    order = argsort_below(xp, flat, num_experts + 1)
+    place = inverse_order(xp, order)
     by_expert = xp.take(flat, order, axis=0)
     tokens_per_expert = count_sorted(platform, by_expert, num_experts)
     if rows is None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hyperep.exchange.counting import count_sorted
+from hyperep.exchange.orders import argsort_below, inverse_order
 from hyperep.platform.protocol import Platform
 
 __all__ = ["expert_capacity", "kept_choices"]
@@ -69,12 +70,12 @@ def kept_choices(
         flat_scores = xp.reshape(platform.stop_gradient(scores), (size,))
         by_score = xp.argsort(flat_scores, descending=True, stable=True)
         # A stable sort by expert of what is sorted by score: by expert, and within one by score.
-        order = xp.take(by_score, xp.argsort(xp.take(flat, by_score, axis=0), stable=True), axis=0)
+        order = xp.take(by_score, argsort_below(xp, xp.take(flat, by_score, axis=0), num_experts + 1), axis=0)
     else:
-        order = xp.argsort(flat, stable=True)
+        order = argsort_below(xp, flat, num_experts + 1)
     by_expert = xp.take(flat, order, axis=0)
     counts = count_sorted(platform, by_expert, num_experts + 1)
     starts = xp.cumulative_sum(counts) - counts  # [E + 1] first row of each expert, and of nobody
     place = platform.arange(size) - xp.take(starts, by_expert, axis=0)  # among the rows of its expert
-    inverse = xp.argsort(order, stable=True)
+    inverse = inverse_order(xp, order)
     return xp.reshape(xp.take(place, inverse, axis=0) < capacity, experts.shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hyperep.exchange.orders import inverse_order
 from hyperep.platform.protocol import Platform
 
 __all__ = ["best_groups_only"]
@@ -27,6 +28,6 @@ def best_groups_only(platform: Platform[Any], scores: Any, num_groups: int, top_
     best = xp.argsort(grouped, axis=2, descending=True, stable=True)[:, :, :_EXPERTS_THAT_SPEAK_FOR_A_GROUP]
     group_scores = xp.sum(xp.take_along_axis(grouped, best, axis=2), axis=2)  # [T, G]
     # The inverse of an order is the place of each group in it; no scatter is needed to mark the best.
-    place = xp.argsort(xp.argsort(group_scores, axis=1, descending=True, stable=True), axis=1, stable=True)
+    place = inverse_order(xp, xp.argsort(group_scores, axis=1, descending=True, stable=True), axis=1)
     kept = xp.broadcast_to(xp.expand_dims(place < top_groups, axis=2), grouped.shape)
     return xp.reshape(xp.where(kept, grouped, xp.full(grouped.shape, float("-inf"), dtype=scores.dtype)), scores.shape)

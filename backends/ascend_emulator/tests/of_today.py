@@ -23,7 +23,7 @@ def main() -> None:
     results = [out, *pullback(xp.ones(out.shape))]
     counts = xp.full((4,), 3, dtype=xp.int64)
     results += [xp.stack([counts, platform.arange(4)], axis=1), xp.astype(counts, xp.int64)]
-    results += [xp.take(x, xp.argsort(counts), axis=1), platform.all_to_all_single(counts)]
+    results += [xp.take(x, xp.argsort(x[0, :]), axis=1), platform.all_to_all_single(counts)]
     platform.assign(weights[0], platform.stop_gradient(weights[0]) + 1.0)
     print(sum(float(np.abs(array).sum()) for array in platform.to_host(*results, weights[0])))
 

@@ -59,6 +59,23 @@ def results_are_garbage_without_the_wait(platform: Any) -> None:
     assert wrong == set(found) - ({"broadcast"} if source else set()), f"wrong without a wait: {sorted(wrong)}"
 
 
+def sorted_dtypes(function: Callable[[], Any]) -> set[Any]:
+    """The dtypes of what *function* sorts."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found = set()
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if operator._opname in ("sort", "argsort"):
+                found.add(args[0].dtype)
+            return operator(*args, **(kwargs or {}))
+
+    with Watching():
+        function()
+    return found
+
+
 def counted_operators(platform: Any, function: Callable[[], Any]) -> dict[str, int]:
     """How often *function* calls each operator of torch_npu."""
     from torch.utils._python_dispatch import TorchDispatchMode

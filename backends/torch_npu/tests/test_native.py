@@ -8,7 +8,9 @@ import pytest
 import torch
 from hyperep_torch_npu.operators import SCHEMAS
 from measure import relative, rows
-from npu_programs import counted_operators
+from npu_programs import counted_operators, sorted_dtypes
+
+from hyperep.moe import MoEConfig, RouterConfig, build_moe
 
 SIZES = [3, 0, 5, 1]
 GROUPED, GATHERED = "npu_grouped_matmul", "npu_moe_token_unpermute"
@@ -70,6 +72,16 @@ def test_the_host_does_not_read_the_sizes(platform, monkeypatch):
     for name in ("tolist", "cpu", "item", "__int__"):
         monkeypatch.setattr(torch.Tensor, name, refuse(getattr(torch.Tensor, name)))
     platform.grouped_matmul(*tensors)
+
+
+def test_a_layer_sorts_no_integers(platform):
+    """Sorts that CANN does on the AI CPU."""
+    router = RouterConfig(num_experts=8, top_k=2, num_groups=4, top_groups=2)
+    layer = build_moe(platform, MoEConfig(dim=4, hidden_dim=6, router=router, capacity_factor=1.0))
+    x = platform.from_host(rows(1, 32, 4))
+    found = sorted_dtypes(lambda: layer(x, with_stats=True))
+    assert found
+    assert all(dtype.is_floating_point for dtype in found), found
 
 
 @pytest.mark.parametrize(("dtype", "native"), [(torch.bfloat16, 2), (torch.float32, 0)])

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operators that sort and search.
 #include <algorithm>
+#include <cstdio>
 
 #include "call.h"
+#include "emulator.h"
 #include "kernels.h"
 
 using namespace emulated;
@@ -11,6 +13,9 @@ OPERATOR(aclnnSort, (const aclTensor *self, bool stable, int64_t dim, bool desce
                      const aclTensor *indices), {
     call.check("self", *self, FLOATS | INTEGERS | BOOLEAN);
     call.check("indicesOut", *indices, only(ACL_INT64));
+    if (npu_tells_slow() && !contains(FLOATS, self->type)) { // CANN's sort.cpp lists these for the AI Core of Atlas A2
+        std::fprintf(stderr, "emulated NPU: slow: aclnnSort of %s runs on the AI CPU\n", name_of(self->type).c_str());
+    }
     return [=, dim = call.dim(dim, *self), self = *self, values = *values, indices = *indices] {
         sort(self, dim, descending, stable, values, indices);
     };

@@ -25,7 +25,7 @@ int npu_deadline_s(void);
 int npu_device_count(void);
 
 /* Whether calls that hardware is slow at are told on stderr, EMULATED_NPU_TELL_SLOW: operators of CANN's older interface,
-   which are compiled at the first call with new sizes. Not unless set. */
+   which are compiled at the first call with new sizes, and sorts of integers, which the AI CPU does. Not unless set. */
 int npu_tells_slow(void);
 
 /* Say what went wrong on stderr, and abort. */
