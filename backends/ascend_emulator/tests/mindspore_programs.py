@@ -53,7 +53,11 @@ def reduce_unlisted(platform: Any) -> str:
         return str(error)
 
 
-def reduce_booleans(platform: Any) -> tuple[list[bool], list[bool], list[bool]]:
-    """Whether any, all and a number of ranks say so: all ranks, the first one, and nobody."""
+def reduce_booleans(platform: Any) -> tuple[list[int], list[int], list[int]]:
+    """The bytes of whether any, all and a number of ranks say so: all ranks, the first one, and nobody.
+
+    HCCL has no booleans, and MindSpore hands it those bytes as int8, which it adds up: two ranks make a 2, which NumPy
+    takes for true, and 256 ranks make a false.
+    """
     said = platform.from_host(np.array([True, platform.rank == 0, False]))
-    return tuple(platform.all_reduce(said, op=op).asnumpy().tolist() for op in ("max", "min", "sum"))
+    return tuple(platform.all_reduce(said, op=op).asnumpy().view(np.uint8).tolist() for op in ("max", "min", "sum"))
