@@ -258,11 +258,14 @@ class Platform(Protocol[T]):
         ...
 
     def parameters(self, module: Module) -> dict[str, Parameter]:
-        """Every trainable parameter of the module and those below it, by dotted path."""
+        """Every trainable parameter of the module and those below it, by dotted path.
+
+        A parameter is one object, the same at each call, which can be weakly referenced.
+        """
         ...
 
     def buffers(self, module: Module) -> dict[str, Parameter]:
-        """Every buffer of the module and those below it, by dotted path."""
+        """Every buffer of the module and those below it, by dotted path; objects as those of :meth:`parameters`."""
         ...
 
     def local(self, parameter: Parameter) -> T:

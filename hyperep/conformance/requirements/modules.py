@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,17 @@ def paths(case: Case) -> None:
     for name, parameter in parameters.items():
         shape = tuple(platform.local(parameter).shape)
         case.is_true(shape == (3,), f"{name} has shape {shape}")
+    again = {**platform.parameters(module), **platform.buffers(module)}
+    for name, handle in {**parameters, **buffers}.items():
+        case.is_true(
+            again[name] is handle, f"{name} is another object at the next call; a parameter must be one object"
+        )
+        try:
+            weakref.ref(handle)
+        except TypeError as error:
+            raise AssertionError(
+                f"{name} must allow weak references, for class {type(handle).__name__}: {error}"
+            ) from error
 
 
 @requirement(

@@ -1,11 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of modules, parameters and shards."""
 
+import copy
+
 import numpy as np
 
 from hyperep.loopback.modules import LoopbackParameter
 from hyperep.loopback.platform import LoopbackPlatform, _value
 from mutants.registry import mutant
+
+
+class _Slots:
+    __slots__ = ("parameter",)
+
+
+@mutant("MOD-paths", says="another object")
+class HandlesMadeAnew(LoopbackPlatform):
+    def parameters(self, module):
+        return {path: copy.copy(parameter) for path, parameter in super().parameters(module).items()}
+
+
+@mutant("MOD-paths", says="weak references")
+class HandlesWithoutWeakReferences(LoopbackPlatform):
+    def buffers(self, module):
+        found, made = super().buffers(module), vars(self).setdefault("made", {})
+        for parameter in found.values():
+            made.setdefault(parameter, _Slots()).parameter = parameter
+        return {path: made[parameter] for path, parameter in found.items()}
+
+    def local(self, parameter):
+        return super().local(parameter.parameter if isinstance(parameter, _Slots) else parameter)
 
 
 @mutant("MOD-wrap")
