@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hyperep_torch.adapters import shard_adapters
     from hyperep_torch.data_parallel import fully_shard
     from hyperep_torch.full_state import full_state_dict
     from hyperep_torch.gradient_norm import clip_grad_norm_
@@ -48,6 +49,7 @@ _HOME = {
     "init_weights": "hyperep_torch.initial",
     "packed_swiglu": "hyperep_torch.packed",
     "parallelize_module": "hyperep_torch.styles",
+    "shard_adapters": "hyperep_torch.adapters",
     "stack_experts": "hyperep_torch.stacked",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "init_weights",
     "packed_swiglu",
     "parallelize_module",
+    "shard_adapters",
     "stack_experts",
 ]
 

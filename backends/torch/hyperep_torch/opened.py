@@ -106,7 +106,8 @@ _calls_lock = threading.Lock()
 @contextmanager
 def _giving(given: Mapping[int, Mapping[str, torch.Tensor]]) -> Iterator[None]:
     _count(1)
-    token = _given.set({**_given.get(), **given})
+    outer = _given.get()
+    token = _given.set({**outer, **{key: {**outer.get(key, {}), **values} for key, values in given.items()}})
     try:
         yield
     finally:

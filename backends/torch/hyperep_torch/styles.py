@@ -19,6 +19,7 @@ from torch.distributed.tensor import parallel as native
 import hyperep
 from hyperep.mesh import DeviceMesh
 from hyperep.platform.selection import adopt_mesh
+from hyperep_torch.adapters import require_spreadable, spread, unwrapped
 from hyperep_torch.uncompiled import call_uncompiled
 from hyperep_torch.wrapped import wrap_forward
 
@@ -52,6 +53,11 @@ class _StyleOfTorch(native.ParallelStyle):
         Raises:
             ValueError: ``src_data_rank`` is another one than 0, or as for the core's style.
         """
+        if unwrapped(module)[0]:
+            raise ValueError(
+                f"{type(self).__name__}: the module has adapters of peft on its own parameters, which ExpertParallel "
+                "alone spreads"
+            )
         if isinstance(module, nn.ModuleList) and isinstance(self, hyperep.BaseExpertParallel | hyperep.TensorParallel):
             raise ValueError(
                 f"{type(self).__name__}: the module is a list of {len(module)} modules, and experts are one module "
@@ -84,12 +90,27 @@ class _ExchangingStyle(_StyleOfTorch):
     balance: Any
 
     def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
+        wrappers, experts = unwrapped(module)
+        if wrappers:
+            self._require_no_more_than_ranks()
+            require_spreadable(wrappers, experts)
+            self.apply(experts, mesh)
+            spread(wrappers, experts)
+            return module
         module = super().apply(module, mesh)
         if self.chunks != 1 or self.balance is not None:
             # An argument and not part of the closure, so that a deep copy looks at itself.
             wrap_forward(module, functools.partial(_refuse_gathered_parts, module))
         wrap_forward(module, call_uncompiled)
         return module
+
+    def _require_no_more_than_ranks(self) -> None:
+        if len(self.mesh_dim_names) > 1 or self.chunks != 1 or self.balance is not None:
+            raise ValueError(
+                f"{type(self).__name__} over {self.mesh_dim_names}, chunks={self.chunks}, {self.balance}: the experts "
+                "have adapters of peft on their own parameters, which are spread by ExpertParallel over one mesh "
+                "dimension, without chunks and balance; choose that, or leave the experts out of target_parameters"
+            )
 
 
 def _refuse_gathered_parts(

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from architectures import VOCABULARY, build
 from hyperep_torch.transformers.find import find_experts
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -283,6 +284,90 @@ def with_lora(platform: Any, name: str, directory: str) -> None:
     dist.barrier()
     back = peft.PeftModel.from_pretrained(build(name), directory)
     assert torch.equal(back(input_ids=ids).logits, wanted(input_ids=ids).logits)
+
+
+def with_lora_on_experts(platform: Any, name: str, order: str, directory: str) -> None:
+    """Adapters on the experts' own weights, before and after these are spread: all gradients, three steps, the file."""
+    wanted = _adapted(build(name))
+    model = copy.deepcopy(wanted)
+    if order != "after":
+        hep.expert_parallelize(model, ep_mesh())
+    else:
+        model = hep.expert_parallelize(build(name), ep_mesh())
+        # Other values on each rank: all get those of the first.
+        model = hyperep_torch.shard_adapters(_adapted(model, seed=platform.rank))
+        hyperep_torch.shard_adapters(model)
+    if order == "base trained":
+        for adapted in (model, wanted):
+            adapted.requires_grad_(True)
+    ids = batch(platform.rank)
+    files = {who: f"{directory}/{who}" for who in ("whole", "spread")}
+    hep.save_pretrained(model, files["spread"])
+    if platform.rank == 0:
+        wanted.save_pretrained(files["whole"])
+    dist.barrier()
+    read = {who: load_file(f"{path}/adapter_model.safetensors") for who, path in files.items()}
+    assert read["spread"].keys() == read["whole"].keys()
+    assert any("experts" in key for key in read["whole"])
+    for key, value in read["whole"].items():
+        assert torch.equal(read["spread"][key], value), key
+    back = peft.PeftModel.from_pretrained(build(name), files["spread"])
+    assert relative(back(input_ids=ids).logits, wanted(input_ids=ids).logits) < TOLERANCE
+    with model.disable_adapter(), wanted.disable_adapter():
+        assert relative(model(input_ids=ids).logits, wanted(input_ids=ids).logits) < TOLERANCE
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert not any("lora" in key for key, _ in merged.named_parameters())
+    assert relative(merged(input_ids=ids).logits, wanted(input_ids=ids).logits) < TOLERANCE
+    optimizers = [
+        # Not so small an epsilon that gradients which are nothing but noise become steps.
+        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2, eps=1e-4, foreach=False)
+        for m in (model, wanted)
+    ]
+    for number in range(3):
+        tolerance = TOLERANCE if number == 0 else 1e-3
+        out, expected = model(input_ids=ids, labels=ids), wanted(input_ids=ids, labels=ids)
+        assert relative(out.logits, expected.logits) < tolerance
+        out.loss.backward()
+        expected.loss.backward()
+        on_experts = 0
+        for key, found, right in _pairs(model, wanted):
+            assert (found.grad is None) == (right.grad is None) == (not right.requires_grad), key
+            if right.grad is not None:
+                right.grad = averaged(right.grad)
+                if isinstance(found.grad, DTensor):
+                    on_experts += 1
+                    assert relative(whole(found.grad), right.grad) < tolerance, key
+                else:
+                    found.grad = averaged(found.grad)
+        assert on_experts >= 8
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for key, found, right in _pairs(model, wanted):
+        torch.testing.assert_close(whole(found.detach()), right.detach(), rtol=1e-3, atol=1e-3, msg=key)
+
+
+def _pairs(model: nn.Module, wanted: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Parameters of the same name; a call of peft's wrapper changes their order."""
+    others = dict(wanted.named_parameters())
+    assert len(others) == sum(1 for _ in model.parameters())
+    return ((key, parameter, others[key]) for key, parameter in model.named_parameters())
+
+
+def _adapted(model: nn.Module, seed: int = 0) -> Any:
+    """With adapters on attention and on both weights of the experts, none of which is zero."""
+    config = peft.LoraConfig(
+        r=3, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    )
+    adapted = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                # Nobody spreads attention's, and they start alike.
+                own = generator if "experts" in name else torch.Generator().manual_seed(len(name))
+                parameter.normal_(std=0.2, generator=own)
+    return adapted
 
 
 def _lora(name: str) -> Any:

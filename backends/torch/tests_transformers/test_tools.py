@@ -36,6 +36,18 @@ def test_lora_beside_spread_experts(two, tmp_path):
     two.run(cases.with_lora, MODEL, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("model", "order"),
+    [("qwen3_moe", "before"), ("qwen3_moe", "after"), ("qwen3_moe", "base trained"), ("gpt_oss", "before")],
+)
+def test_lora_on_spread_experts(two, model, order, tmp_path):
+    two.run(cases.with_lora_on_experts, model, order, str(tmp_path))
+
+
+def test_lora_on_experts_over_four_ranks(four, tmp_path):
+    four.run(cases.with_lora_on_experts, MODEL, "before", str(tmp_path))
+
+
 def test_resume_at_another_number_of_ranks(two, four, tmp_path):
     """Two steps at two ranks and two at four are four steps at two; both halves of the ranks have the same data."""
     two.run(cases.trained, MODEL, str(tmp_path / "checkpoint"))

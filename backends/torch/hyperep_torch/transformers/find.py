@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hyperep_torch.transformers.forms import FORMS, Form
+from hyperep_torch.adapters import require_spreadable, unwrapped
+from hyperep_torch.transformers.forms import FORMS, Called, Form
 
 __all__ = ["StockExperts", "find_experts"]
 
@@ -24,6 +25,10 @@ class StockExperts:
     """What holds the module."""
     num_experts: int
     form: Form
+    outer: str
+    """The path of what is called: the same, or that of peft's wrappers around parameters of the module."""
+    wrappers: tuple[nn.Module, ...]
+    """These, from the outermost on."""
 
 
 def find_experts(model: nn.Module) -> list[StockExperts]:
@@ -31,7 +36,7 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
 
     Raises:
         ValueError: there are none, or modules that look like experts and are of a form that is not known, or that carry
-            adapters of peft.
+            adapters of peft that cannot be spread.
     """
     modules = dict(model.named_modules())
     found: list[StockExperts] = []
@@ -39,12 +44,14 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
     for path, module in modules.items():
         if any(path.startswith(outer.path + ".") for outer in found):
             continue
-        if (experts := _as_experts(path, module, modules.get(path.rpartition(".")[0]) if path else None)) is not None:
-            if path.endswith(".base_layer"):
+        if (experts := _as_experts(path, module, modules)) is not None:
+            if experts.wrappers and not isinstance(experts.form, Called):
                 raise ValueError(
-                    f"{type(model).__name__}: {path!r} is wrapped by peft, with adapters on the experts' own "
-                    "parameters, which belong to all experts together; leave the experts out of target_parameters"
+                    f"{type(model).__name__}: {experts.outer!r} has adapters of peft on its own parameters, which are "
+                    f"not spread for experts of its form ({type(experts.form).__name__}); leave them out of "
+                    "target_parameters"
                 )
+            require_spreadable(experts.wrappers, experts.module)
             found.append(experts)
         elif _looks_like_experts(path, module):
             unknown.append((path, module))
@@ -66,10 +73,14 @@ def find_experts(model: nn.Module) -> list[StockExperts]:
     return found
 
 
-def _as_experts(path: str, module: nn.Module, block: nn.Module | None) -> StockExperts | None:
+def _as_experts(path: str, module: nn.Module, modules: dict[str, nn.Module]) -> StockExperts | None:
     for form in FORMS:
         if (number := form.count(module)) is not None:
-            return StockExperts(path, module, block, number, form)
+            outer = path
+            while outer.endswith(".base_layer") and unwrapped(modules[outer.removesuffix(".base_layer")])[0]:
+                outer = outer.removesuffix(".base_layer")
+            block = modules[outer.rpartition(".")[0]] if outer else None
+            return StockExperts(path, module, block, number, form, outer, tuple(unwrapped(modules[outer])[0]))
     return None
 
 

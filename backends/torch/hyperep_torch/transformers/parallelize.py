@@ -11,6 +11,7 @@ from torch import nn
 
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.expert import Exchange
+from hyperep_torch.adapters import spread
 from hyperep_torch.opened import divide_gradients
 from hyperep_torch.styles import ExpertParallel
 from hyperep_torch.transformers.find import StockExperts, find_experts
@@ -40,7 +41,7 @@ def expert_parallelize(
 
     Args:
         model: from a config or loaded, with whole experts that are the same on all ranks. Before data parallelism, the
-            optimizer and peft's adapters of other modules.
+            optimizer; after peft's adapters.
         mesh: 1-D over the ranks that share the experts, or one dimension for each level: torch's or hyperep's.
         gradients: what the gradients of all other parameters become. ``"mean"``: their mean over the ranks of the mesh,
             as ``DistributedDataParallel`` and the Trainer make of a loss that is a mean over a rank's own tokens; the
@@ -65,6 +66,11 @@ def expert_parallelize(
     ranks = math.prod(adopted.size(name) for name in style.levels) if adopted.ndim > 1 else adopted.size()
     found = find_experts(model)
     for experts in found:
+        if experts.wrappers and len(style.levels) > 1:
+            raise ValueError(
+                f"{experts.outer!r} has adapters of peft on its own parameters, which are spread over one level, and "
+                f"not over {style.levels}; choose one, or leave the experts out of target_parameters"
+            )
         if experts.num_experts % ranks:
             raise ValueError(
                 f"{experts.path!r} has {experts.num_experts} experts, which {ranks} ranks do not divide; choose a "
@@ -73,7 +79,7 @@ def expert_parallelize(
     for experts in found:
         _spread(experts, experts.form.style(exchange, levels), mesh, ranks, experts_implementation)
         if gradients == "mean":
-            divide_gradients(experts.module, ranks)
+            divide_gradients(experts.wrappers[0] if experts.wrappers else experts.module, ranks)
     _hide_from_ddp(model, found)
     return model
 
@@ -85,6 +91,7 @@ def _spread(experts: StockExperts, style: ExpertParallel, mesh: Any, ranks: int,
     declared = isinstance(form, Declared)
     module.takes = "tokens" if declared and implementation != EXPERTS_IMPLEMENTATION else form.takes
     style.apply(module, mesh)
+    spread(experts.wrappers, module)
     if (wrapper := form.around(experts.num_experts)) is not None:
         wrap_forward(module, wrapper)
     # What their own forward, and transformers' other implementations, go by.
@@ -95,6 +102,10 @@ def _spread(experts: StockExperts, style: ExpertParallel, mesh: Any, ranks: int,
 
 
 def _hide_from_ddp(model: nn.Module, found: Sequence[StockExperts]) -> None:
-    hidden = {f"{experts.path}.{name}" for experts in found for name, _ in experts.module.named_parameters()}
+    hidden = {
+        f"{experts.outer}.{name}"
+        for experts in found
+        for name, _ in (*experts.wrappers, experts.module)[0].named_parameters()
+    }
     already = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
     model._ddp_params_and_buffers_to_ignore = sorted({*already, *hidden})
