@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators that torch_npu adds to PyTorch and that this package calls: each one's schema, and what it takes.
 
-The limits are those of torch_npu's documentation. A call outside them goes to an ordinary operator of PyTorch instead.
+A call outside their limits goes to an ordinary operator of PyTorch instead. The limits are those of torch_npu's
+documentation, and where that says less than the operator of CANN below it can do, of CANN's page of that operator:
+
+* ``npu_grouped_matmul`` is ``aclnnGroupedMatmulV4`` or ``V5``. Both pages, ``aclnnGroupedMatmulV4.md`` and that of
+  ``V5``, have groups in the contracted dim, ``group_type`` 2, for one x, transposed, one weight, not transposed, and
+  one result, in float16, bfloat16 and float32; torch_npu's own text stops at the groups of rows.
+* ``npu_moe_token_unpermute`` is ``aclnnMoeTokenUnpermute``, whose page lists bfloat16, float16 and float32, with
+  indices of int32, none of them twice; torch_npu's own text lists bfloat16.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ SCHEMAS = {
 
 _ONE_RESULT = 3
 _ROWS_IN_GROUPS, _CONTRACTED_IN_GROUPS = 0, 2
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _STOPS = 0  # a list of group sizes would be 1, but that excludes a single group
 _WIDTH_LIMIT = 65536
 _GROUP_LIMIT = 1024
@@ -33,7 +41,7 @@ _INDEX_LIMIT = 16777215
 def takes_groups(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether npu_grouped_matmul takes rows ``[N, D]`` and matrices ``[L, H, D]``, and what their gradients need."""
     return (
-        x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        x.dtype in _FLOATS
         and max(x.shape[1], weight.shape[1]) < _WIDTH_LIMIT
         and 0 < weight.shape[0] <= _GROUP_LIMIT
         and x.numel() > 0
@@ -62,8 +70,8 @@ def _grouped(x: torch.Tensor, weight: torch.Tensor, stops: torch.Tensor, group_t
 
 
 def takes_rows(x: torch.Tensor) -> bool:
-    """Whether npu_moe_token_unpermute takes these rows; it is documented for bfloat16 alone."""
-    return x.dtype == torch.bfloat16 and x.ndim == 2 and x.numel() > 0 and x.shape[0] < _INDEX_LIMIT
+    """Whether npu_moe_token_unpermute takes these rows."""
+    return x.dtype in _FLOATS and x.ndim == 2 and x.numel() > 0 and x.shape[0] < _INDEX_LIMIT
 
 
 def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

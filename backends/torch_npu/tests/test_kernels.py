@@ -93,6 +93,25 @@ def test_grouped_matmul_refuses_what_its_contract_excludes() -> None:
         grouped(x.double(), weight.double(), [4], 0, False)
     with pytest.raises(RuntimeError, match="empty tensors"):
         grouped(x[:0], weight, [0], 0, False)
+    with pytest.raises(RuntimeError, match="groups of 3 rows, x has 4"):
+        grouped(x, weight, [3], 0, False)
+    y = torch.randn(8, 4).npu()
+    with pytest.raises(RuntimeError, match=r"aclnnGroupedMatmulV4\.md of CANN wants a transposed x"):
+        grouped(torch.randn(6, 4).npu(), y.t().contiguous(), [4], 2, False)
+    with pytest.raises(RuntimeError, match=r"aclnnGroupedMatmulV4\.md of CANN takes no transposed weight"):
+        grouped(x.t(), y.t(), [4], 2, False)
+
+
+@pytest.mark.emulator
+def test_unpermuting_refuses_what_its_page_excludes() -> None:
+    """A gather of a row twice, or indices of a type that hardware takes for another."""
+    x = torch.randn(4, 6).npu()
+    with pytest.raises(RuntimeError, match=r"aclnnMoeTokenUnpermute\.md of CANN wants no index twice"):
+        torch.ops.npu.npu_moe_token_unpermute(x, torch.tensor([0, 1, 1, 2], dtype=torch.int32).npu())
+    with pytest.raises(RuntimeError, match=r"aclnnMoeTokenUnpermute\.md of CANN wants an index for each row"):
+        torch.ops.npu.npu_moe_token_unpermute(x, torch.tensor([0, 1], dtype=torch.int32).npu())
+    with pytest.raises(RuntimeError, match=r"aclnnMoeTokenUnpermute\.md of CANN lists INT32"):
+        torch.ops.npu.npu_moe_token_unpermute(x, torch.tensor([0, 1, 3, 2]).npu())
 
 
 @pytest.mark.parametrize("with_probabilities", [False, True])

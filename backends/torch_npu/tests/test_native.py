@@ -84,7 +84,9 @@ def test_a_layer_sorts_no_integers(platform):
     assert all(dtype.is_floating_point for dtype in found), found
 
 
-@pytest.mark.parametrize(("dtype", "native"), [(torch.bfloat16, 2), (torch.float32, 0)])
+@pytest.mark.parametrize(
+    ("dtype", "native"), [(torch.bfloat16, 2), (torch.float16, 2), (torch.float32, 2), (torch.float64, 0)]
+)
 def test_permuting_rows_and_its_gradient(platform, dtype, native):
     order = np.array([4, 0, 3, 1, 2])
     x, g = (platform.from_host(rows(seed, 5, 6)).to(dtype) for seed in (1, 2))

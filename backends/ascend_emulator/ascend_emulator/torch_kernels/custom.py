@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU kernels of operators that torch_npu adds: grouped matrix products, the permutation of tokens, casts.
 
-They follow the contracts that the wheel documents (`help(torch_npu.npu_grouped_matmul)`), and refuse what those
-exclude, so that a caller who relies on more is told. What a contract leaves undefined is NaN here, so that a caller who
-reads it sees that too. `SCHEMAS` is what these were written for, and `serve` refuses a wheel that has others.
+They follow the contracts that the wheel documents (`help(torch_npu.npu_grouped_matmul)`) and, where the wheel says
+less, CANN's pages of the operators below (`aclnnGroupedMatmulV4.md`, `aclnnMoeTokenUnpermute.md`), and refuse what
+those exclude, so that a caller who relies on more is told. What a contract leaves undefined is NaN here, so that a
+caller who reads it sees that too. `SCHEMAS` is what these were written for, and `serve` refuses a wheel that has
+others.
 """
 
 from collections.abc import Sequence
@@ -76,7 +78,7 @@ def npu_grouped_matmul(
 ) -> list[torch.Tensor]:
     """One tensor of each kind, rows (`group_type` 0) or the contracted dimension (2) in groups.
 
-    group_type 0: x ``[N, K]``, weight ``[G, K, M]`` -> ``[N, M]``; rows past the last group are undefined.
+    group_type 0: x ``[N, K]``, weight ``[G, K, M]`` -> ``[N, M]``.
     group_type 2: x ``[K, N]`` (the transposed view of a contiguous ``[N, K]``), weight ``[N, M]`` -> ``[G, K, M]``;
     a group without rows is undefined.
     """
@@ -103,13 +105,15 @@ def npu_grouped_matmul(
     if group_type == 0:
         require(rows.is_contiguous(), name, "a transposed x is not supported with group_type 0")
         require(len(stops) == factors.shape[0] <= 1024, name, f"{len(stops)} groups, {factors.shape[0]} matrices")
-        require(stops[-1] <= rows.shape[0], name, f"groups of {stops[-1]} rows, x has {rows.shape[0]}")
+        require(stops[-1] == rows.shape[0], name, f"groups of {stops[-1]} rows, x has {rows.shape[0]}")
         result = rows.new_full((rows.shape[0], factors.shape[2]), float("nan"))
         for group, (a, b) in enumerate(zip(starts, stops, strict=True)):
             result[a:b] = rows[a:b] @ factors[group]
         return [result]
-    require(rows.t().is_contiguous(), name, "with group_type 2, x is the transposed view of a contiguous tensor")
-    require(stops[-1] <= rows.shape[1] == factors.shape[0], name, f"stops {stops}, contracted dim {rows.shape[1]}")
+    page = "aclnnGroupedMatmulV4.md of CANN"
+    require(rows.t().is_contiguous(), name, f"{page} wants a transposed x for groupType 2")
+    require(factors.is_contiguous(), name, f"{page} takes no transposed weight for groupType 2")
+    require(stops[-1] == rows.shape[1] == factors.shape[0], name, f"stops {stops}, contracted dim {rows.shape[1]}")
     result = rows.new_full((len(stops), rows.shape[0], factors.shape[1]), float("nan"))
     for group, (a, b) in enumerate(zip(starts, stops, strict=True)):
         if a < b:
@@ -164,7 +168,18 @@ def npu_moe_token_unpermute(
     name = "npu_moe_token_unpermute"
     require(not padded_mode, name, "padded_mode is not emulated")
     require(permuted_tokens.dtype in FLOATS and permuted_tokens.dim() == 2, name, f"got {permuted_tokens.dtype}")
-    require(sorted_indices.dim() == 1 and sorted_indices.dtype in (torch.int32, torch.int64), name, "bad indices")
+    page = "aclnnMoeTokenUnpermute.md of CANN"
+    require(
+        sorted_indices.dim() == 1 and sorted_indices.dtype == torch.int32,
+        name,
+        f"{page} lists INT32 for sortedIndices, of one dim, got {sorted_indices.dtype} of {sorted_indices.dim()}",
+    )
+    require(sorted_indices.unique().numel() == sorted_indices.numel(), name, f"{page} wants no index twice")
+    require(
+        sorted_indices.numel() == permuted_tokens.shape[0],
+        name,
+        f"{page} wants an index for each row, got {sorted_indices.numel()} for {permuted_tokens.shape[0]}",
+    )
     rows = permuted_tokens.index_select(0, sorted_indices.long())
     if probs is not None:
         rows = rows.reshape(*probs.shape, rows.shape[-1]).float()
