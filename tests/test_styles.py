@@ -51,8 +51,9 @@ def test_buffers_that_cannot_be_decided_are_refused(ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("layout", ["packed", "interleaved"])
 @pytest.mark.parametrize("style", ["tp", "etp"])
-def test_fused_weights_agree_with_the_whole(style, layout, ranks):
-    run(lambda platform: style_cases.fused_weights_agree_with_the_whole(platform, style, layout), ranks)
+@pytest.mark.parametrize("biased", [False, True])
+def test_fused_weights_agree_with_the_whole(style, layout, biased, ranks):
+    run(lambda platform: style_cases.fused_weights_agree_with_the_whole(platform, style, layout, biased), ranks)
 
 
 @pytest.mark.parametrize("which", style_cases.FUSED)

@@ -258,32 +258,52 @@ def buffers_that_cannot_be_decided_are_refused(platform):
 HIDDEN_OF_FUSED = 8
 
 
-def _fused(platform, layout):
-    """Experts whose gate and up projections are one weight ``[E, 2 H, D]``, as many published models have them."""
+def _fused(platform, layout, biased=False):
+    """Experts whose gate and up projections are one weight ``[E, 2 H, D]``, as many published models have them.
+
+    Or ``[E, D, 2 H]``, with biases.
+    """
+    xp = platform.xp
+
+    def linear(x, weight, bias, counts):
+        if bias is None:
+            return platform.grouped_matmul(x, weight, counts)
+        # The bias is a product too, of a column of ones: nothing else that sorts rows has a gradient everywhere.
+        one = xp.ones((x.shape[0], 1), dtype=x.dtype)
+        both = platform.grouped_matmul(x, xp.permute_dims(weight, (0, 2, 1)), counts)
+        return both + platform.grouped_matmul(one, xp.reshape(bias, (*bias.shape, 1)), counts)
 
     def forward(m, x, counts):
-        both = platform.grouped_matmul(x, m.gate_up, counts)  # [N, 2 H]
+        both = linear(x, m.gate_up, m.gate_up_bias if biased else None, counts)  # [N, 2 H]
         if layout == "packed":
             half = both.shape[1] // 2
             gate, up = both[:, :half], both[:, half:]
         else:
             gate, up = both[:, 0::2], both[:, 1::2]
-        return platform.grouped_matmul(platform.swiglu(gate, up), m.down, counts)
+        return linear(platform.swiglu(gate, up), m.down, m.down_bias if biased else None, counts)
 
     shapes = {"gate_up": (4, 2 * HIDDEN_OF_FUSED, 6), "down": (4, 6, HIDDEN_OF_FUSED)}
+    if biased:
+        shapes = {name: (e, i, o) for name, (e, o, i) in shapes.items()}
+        shapes |= {f"{name}_bias": (e, o) for name, (e, _, o) in shapes.items()}
     module = platform.make_module("Fused", {name: platform.xp.zeros(shape) for name, shape in shapes.items()}, forward)
     fill_weights(platform, module)
     return module
 
 
-def fused_weights_agree_with_the_whole(platform, style, layout):
-    """Output and all gradients of fused experts that were declared; gathering a fused weight gives back the whole."""
+def fused_weights_agree_with_the_whole(platform, style, layout, biased=False):
+    """Output and all gradients of fused experts that were declared; gathering a fused weight gives back the whole.
+
+    With or without biases; with them the weights are transposed.
+    """
     from hyperep.sharding import gather_tensor
 
     mesh = _mesh_of(platform, style)
-    whole, sharded = (_fused(platform, layout) for _ in range(2))
+    whole, sharded = (_fused(platform, layout, biased) for _ in range(2))
     chosen = {"tp": hyperep.TensorParallel, "etp": hyperep.ExpertTensorParallel}[style]
-    chosen(colwise=("gate_up",), rowwise=("down",), **{layout: {"gate_up": 2}}).apply(sharded, mesh)
+    colwise, rowwise = (("gate_up", "gate_up_bias"), ("down", "down_bias")) if biased else (("gate_up",), ("down",))
+    fused = {layout: dict.fromkeys(colwise, 2)}
+    chosen(colwise=colwise, rowwise=rowwise, transposed=biased, **fused).apply(sharded, mesh)
     lines = mesh.size("ep") if style == "etp" else 1
     line = mesh.get_local_rank("ep") if style == "etp" else 0
     counts = [np.random.default_rng(r).integers(0, 4, 4) for r in range(lines)]

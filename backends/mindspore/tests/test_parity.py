@@ -73,7 +73,7 @@ def partitions(platform):
         style_cases.buffers_that_cannot_be_decided_are_refused(platform)
     for style in ("tp", "etp"):
         for layout in ("packed", "interleaved"):
-            style_cases.fused_weights_agree_with_the_whole(platform, style, layout)
+            style_cases.fused_weights_agree_with_the_whole(platform, style, layout, biased=layout == "packed")
     style_cases.tensor_parallel_reaches_modules_below(platform)
     style_cases.ties_are_kept(platform)
     style_cases.ties_that_cannot_be_kept_are_refused(platform)

@@ -2,7 +2,11 @@
 """Experts of an engineer's own, in every shape, sharded: what they are without ranks, or an error in words."""
 
 import copy
+import doctest
+import importlib
+import pathlib
 import pickle
+import re
 
 import hyperep_torch as hep
 import own_experts
@@ -33,6 +37,9 @@ def _expert_parallel(platform):
         same_as_without_ranks(platform, kind, hep.ExpertParallel(), mesh, ranks, platform.rank)
 
 
+@pytest.mark.composes(
+    "modules of your own", "experts in either layout, with biases, fused, buffers, a list of them; rows and tokens"
+)
 def test_over_two_ranks(two):
     two.run(_expert_parallel)
 
@@ -53,8 +60,24 @@ def _sliced(platform):
         same_as_without_ranks(platform, kind, hep.ExpertParallel(), mesh, 4, platform.rank)
 
 
+@pytest.mark.composes("modules of your own", "the same sliced over `tp`")
 def test_in_slices_and_over_four_ranks(four):
     four.run(_sliced)
+
+
+@pytest.mark.parametrize("name", ["grouped", "stacked", "full_state"])
+def test_what_docstrings_show(name):
+    tried = doctest.testmod(importlib.import_module(f"hyperep_torch.{name}"))
+    assert tried.attempted > 1
+    assert not tried.failed
+
+
+def test_what_the_page_shows():
+    text = pathlib.Path(__file__).parents[3].joinpath("docs", "torch.md").read_text(encoding="utf-8")
+    examples = "\n\n".join(re.findall(r"^```pycon\n(.*?)^```", text, flags=re.M | re.S))
+    tried = doctest.DocTestParser().get_doctest(examples, {}, "torch.md", "torch.md", 0)
+    assert len(tried.examples) > 8
+    assert not doctest.DocTestRunner().run(tried).failed
 
 
 # -------------------------------------------------------------------------------------------------- what is refused

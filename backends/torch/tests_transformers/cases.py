@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import hyperep_torch
 import hyperep_torch.transformers as hep
+import own_experts
 import peft
 import pytest
 import torch
@@ -345,6 +347,48 @@ def with_lora_on_experts(platform: Any, name: str, order: str, directory: str) -
             optimizer.zero_grad()
     for key, found, right in _pairs(model, wanted):
         torch.testing.assert_close(whole(found.detach()), right.detach(), rtol=1e-3, atol=1e-3, msg=key)
+
+
+class Block(nn.Module):
+    """An engineer's own experts, where peft finds them; it asks them which layout their weights have."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.experts = own_experts.Written(transposed=transposed)
+        self.experts.is_transposed = transposed
+
+
+def with_lora_on_own_experts(platform: Any, frozen: bool) -> None:
+    """Under a style, before and after it, in both layouts and calls: outputs and gradients of the whole module."""
+    ranks, mesh = platform.world_size, ep_mesh()
+    config = peft.LoraConfig(
+        r=3, target_modules=[], target_parameters=["experts.gate_up", "experts.down"], init_lora_weights=False
+    )
+    for order, transposed, call in itertools.product(("before", "after"), (False, True), ("rows", "tokens")):
+        torch.manual_seed(0)
+        plain = Block(transposed).double()
+        wanted = peft.get_peft_model(copy.deepcopy(plain), config)
+        model = copy.deepcopy(wanted)
+        if order == "after":
+            hyperep_torch.ExpertParallel().apply(plain.experts, mesh)
+            model = peft.get_peft_model(plain, config)  # which draws other adapters
+            given = {name: p.detach() for name, p in wanted.named_parameters() if "lora_" in name}
+            assert not model.load_state_dict(given, strict=False).unexpected_keys
+            hyperep_torch.shard_adapters(model)
+        experts = [m.base_model.model.experts for m in (model, wanted)]
+        if order == "before":
+            hyperep_torch.ExpertParallel().apply(experts[0], mesh)
+        for m in (model, wanted):
+            m.requires_grad_(True)
+            for name, parameter in m.named_parameters():
+                parameter.requires_grad_(not frozen or "lora_" in name)
+        results = [own_experts.gradients(experts[1], call, rank) for rank in range(ranks)]
+        own_experts.agree(own_experts.gradients(experts[0], call, platform.rank), results[platform.rank], order)
+        for name, found, right in _pairs(model, wanted):
+            assert (found.grad is None) == (right.grad is None) == (frozen and "lora_" not in name), name
+            if right.grad is not None:
+                assert right.grad.abs().max() > 0.01, name
+                own_experts.agree([found.grad], [right.grad], f"{name}, {order}")
 
 
 def _pairs(model: nn.Module, wanted: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:

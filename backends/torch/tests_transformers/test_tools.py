@@ -32,16 +32,27 @@ def test_hyperep_fully_shard(four):
     four.run(cases.fully_sharded, MODEL)
 
 
+@pytest.mark.composes("LoRA", "beside frozen, spread experts")
 def test_lora_beside_spread_experts(two, tmp_path):
     two.run(cases.with_lora, MODEL, str(tmp_path))
 
 
+@pytest.mark.composes(
+    "LoRA",
+    "peft's `target_parameters` on experts of transformers, before and after they are spread, frozen base or not",
+)
 @pytest.mark.parametrize(
     ("model", "order"),
     [("qwen3_moe", "before"), ("qwen3_moe", "after"), ("qwen3_moe", "base trained"), ("gpt_oss", "before")],
 )
 def test_lora_on_spread_experts(two, model, order, tmp_path):
     two.run(cases.with_lora_on_experts, model, order, str(tmp_path))
+
+
+@pytest.mark.composes("LoRA", "the same on experts of your own, in both layouts, called with rows and with tokens")
+@pytest.mark.parametrize("frozen", [True, False])
+def test_lora_on_own_experts(two, frozen):
+    two.run(cases.with_lora_on_own_experts, frozen)
 
 
 def test_lora_on_experts_over_four_ranks(four, tmp_path):
