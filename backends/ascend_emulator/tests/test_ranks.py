@@ -36,6 +36,16 @@ def test_a_reduction_that_a_page_of_hccl_does_not_list_is_refused_with_its_name(
             assert "HcclAllReduce does not list" in said, said
 
 
+def test_buffers_of_a_group_are_as_large_as_was_asked_for(pools) -> None:
+    """An option that HCCL never hears of, or that it hears for the groups of others."""
+    small, usual = (f"emulated NPU: a communicator of 2 ranks with buffers of {size} MB" for size in (50, 200))
+    assert pools(3).run("mindspore_programs:told_buffers", {}, deadline=120) == [
+        [[small], []],
+        [[small], [usual]],
+        [[], [usual]],
+    ]
+
+
 def test_booleans_are_reduced_as_integers(pools) -> None:
     """A sum of two that is neither true nor false, or is false: HCCL adds up the bytes of booleans as int8."""
     expected = ([1, 1, 0], [1, 0, 0], [1, 1, 0])

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mindspore import communication
 
+from hyperep_mindspore.private_names import group_options
 from hyperep_mindspore.world import SELF, World
 
 __all__ = ["Group", "new_group", "world_group"]
@@ -43,8 +45,13 @@ def world_group(world: World) -> Group:
     return Group(world.group, tuple(range(world.size)), world.rank)
 
 
-def new_group(world: World, ranks: Sequence[int]) -> Group:
+def new_group(world: World, ranks: Sequence[int], hccl_buffer_mb: int | None = None) -> Group:
     """Make a group; what non-members get must not be used.
+
+    Args:
+        world: of which the group is a part.
+        ranks: its members.
+        hccl_buffer_mb: on Ascend, the size of its buffers in MB; ``None`` leaves it to HCCL.
 
     Raises:
         ValueError: the ranks are not ascending ranks of the world.
@@ -64,9 +71,17 @@ def new_group(world: World, ranks: Sequence[int]) -> Group:
     # The same ranks are the same group: its members are in step anyway, and MindSpore refuses a name twice.
     name = "hyperep_" + "_".join(map(str, members))
     if name not in _created:
-        communication.create_group(name, list(members))
+        communication.create_group(name, list(members), _options(hccl_buffer_mb))
         _created.add(name)
     return Group(name, members, members.index(world.rank))
+
+
+def _options(hccl_buffer_mb: int | None) -> Any:
+    if hccl_buffer_mb is None:
+        return None
+    options = group_options()
+    options.hccl_config = {"hccl_buffer_size": hccl_buffer_mb}
+    return options
 
 
 _created: set[str] = set()

@@ -47,16 +47,31 @@ _ON_ASCEND = {
 _LESS = {"cpu": _ON_CPU, "gpu": _ON_GPU, "ascend": _ON_ASCEND}
 
 
-def join(device: str | None = None) -> MindSporePlatform:
-    """The platform of this process: part of its launch, or a single rank. See :func:`join_world`."""
-    return MindSporePlatform(join_world(device))
+def join(device: str | None = None, hccl_buffer_mb: int | None = None) -> MindSporePlatform:
+    """The platform of this process: part of its launch, or a single rank. See :func:`join_world`.
+
+    Args:
+        device: as for :func:`join_world`.
+        hccl_buffer_mb: on Ascend, size in MB of HCCL's buffers of each group that is made for a mesh, the same on all
+            ranks; by default what ``HCCL_BUFFSIZE`` says, or HCCL's own 200.
+
+    Raises:
+        ValueError: of :func:`join_world`; or the buffer is smaller than 1 MB, or the device is not Ascend.
+    """
+    if hccl_buffer_mb is not None and hccl_buffer_mb < 1:
+        raise ValueError(f"hccl_buffer_mb={hccl_buffer_mb}: give a whole number of MB, 1 or more, or None")
+    world = join_world(device)
+    if hccl_buffer_mb is not None and world.device != "ascend":
+        raise ValueError(f"hccl_buffer_mb={hccl_buffer_mb} on {world.device}: HCCL is Ascend's; leave it out")
+    return MindSporePlatform(world, hccl_buffer_mb)
 
 
 class MindSporePlatform(PlatformBase[Tensor]):
     """MindSpore on the device of a :class:`World`; the meaning of each member is in the protocol."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, hccl_buffer_mb: int | None = None) -> None:
         self._world = world
+        self._hccl_buffer_mb = hccl_buffer_mb
         self._world_group = world_group(world)
         self._capabilities = {**CAPABILITIES, **_LESS.get(world.device, {})}
         self._kernels = kernels_of(world.device)
@@ -86,7 +101,7 @@ class MindSporePlatform(PlatformBase[Tensor]):
         return self._world.size
 
     def new_group(self, ranks: Sequence[int]) -> Group:  # noqa: D102
-        return new_group(self._world, ranks)
+        return new_group(self._world, ranks, self._hccl_buffer_mb)
 
     def group_size(self, group: Group | None = None) -> int:  # noqa: D102
         return self._group(group).size

@@ -21,6 +21,7 @@ __all__ = [
     "abandon_graphs",
     "as_written",
     "custom_function",
+    "group_options",
     "grouped_product",
     "is_recording",
     "keep_source",
@@ -117,15 +118,21 @@ GROUPED_PRODUCT = PrivateName(
     name="grouped_matmul_v4",
     reason="The one way to CANN's grouped product with sizes on the device; its text is MindSpore's, its place is not.",
 )
+GROUP_OPTIONS = PrivateName(
+    module="mindspore._c_expression",
+    name="GroupOptions",
+    reason="What create_group takes for the size of HCCL's buffers; MindSpore's documentation has it in this place.",
+)
 NAMES = (
     *(CUSTOM_FUNCTION, SEND, RECEIVE, EXECUTOR, NO_GRAD, MIXED_PRECISION),
-    *(BYTECODE_COMPILER, TRACER, NOT_REWRITTEN, GROUPED_PRODUCT),
+    *(BYTECODE_COMPILER, TRACER, NOT_REWRITTEN, GROUPED_PRODUCT, GROUP_OPTIONS),
 )
 
 custom_function: Any = CUSTOM_FUNCTION.load()
 send: Any = SEND.load()
 receive: Any = RECEIVE.load()
 grouped_product: Any = GROUPED_PRODUCT.load()
+group_options: Any = GROUP_OPTIONS.load()
 _no_grad: Any = NO_GRAD.load()
 _executor: Any = EXECUTOR.load()
 as_written: Any = MIXED_PRECISION.load().NOTSET

@@ -5,10 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hyperep_mindspore.platform import join
 
 # Ranks look for programs where their parent does.
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
 import default_cases
+
+
+def test_buffers_of_hccl_are_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="hccl_buffer_mb=50 on cpu: HCCL is Ascend's"):
+        join(hccl_buffer_mb=50)
+    with pytest.raises(ValueError, match="hccl_buffer_mb=0: give a whole number of MB"):
+        join(hccl_buffer_mb=0)
 
 
 @pytest.mark.parametrize("case", ["numbers", "identities", "sums_of_rows", "products"])

@@ -90,7 +90,11 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
             )
         if self._world.group is groups.SELF:
             return groups.SELF
-        return dist.new_group(members, timeout=self._world.timeout)
+        return dist.new_group(members, timeout=self._world.timeout, pg_options=self._group_options())
+
+    def _group_options(self) -> Any:
+        """Options of the backend for a group that is made; ``None`` for its defaults."""
+        return None
 
     def group_size(self, group: Any = None) -> int:  # noqa: D102
         return groups.group_size(self._group(group))

@@ -105,14 +105,22 @@ HcclResult HcclGetRootInfo(HcclRootInfo *root)
 
 HcclResult HcclCommInitRootInfo(uint32_t ranks, const HcclRootInfo *root, uint32_t rank, HcclComm *comm)
 {
-    *comm = npu_join(root->internal, ranks, rank);
-    return HCCL_SUCCESS;
+    HcclCommConfig config;
+    HcclCommConfigInit(&config);
+    return HcclCommInitRootInfoConfig(ranks, root, rank, &config, comm);
 }
 
-HcclResult HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo *root, uint32_t rank, const HcclCommConfig *,
-                                      HcclComm *comm)
+// Of the configuration nothing matters here; how large buffers would be is told to whoever asks.
+HcclResult HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo *root, uint32_t rank,
+                                      const HcclCommConfig *config, HcclComm *comm)
 {
-    return HcclCommInitRootInfo(ranks, root, rank, comm);
+    if (npu_tells_buffers()) {
+        const bool set = config->hcclBufferSize != HCCL_COMM_BUFFSIZE_CONFIG_NOT_SET;
+        const uint32_t size = set ? config->hcclBufferSize : static_cast<uint32_t>(npu_default_buffer_mb());
+        std::fprintf(stderr, "emulated NPU: a communicator of %u ranks with buffers of %u MB\n", ranks, size);
+    }
+    *comm = npu_join(root->internal, ranks, rank);
+    return HCCL_SUCCESS;
 }
 
 HcclResult HcclCommDestroy(HcclComm comm)

@@ -28,6 +28,11 @@ int npu_device_count(void);
    which are compiled at the first call with new sizes, and sorts of integers, which the AI CPU does. Not unless set. */
 int npu_tells_slow(void);
 
+/* Whether the size of its buffers is told on stderr for each communicator, EMULATED_NPU_TELL_BUFFERS; and that size where
+   a communicator is not given another one, HCCL_BUFFSIZE, in MB. There are no such buffers here. */
+int npu_tells_buffers(void);
+int npu_default_buffer_mb(void);
+
 /* Say what went wrong on stderr, and abort. */
 void npu_die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 

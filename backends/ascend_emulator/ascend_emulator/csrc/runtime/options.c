@@ -42,6 +42,16 @@ int npu_tells_slow(void)
     return number("EMULATED_NPU_TELL_SLOW", 0);
 }
 
+int npu_tells_buffers(void)
+{
+    return number("EMULATED_NPU_TELL_BUFFERS", 0);
+}
+
+int npu_default_buffer_mb(void)
+{
+    return number("HCCL_BUFFSIZE", 200);
+}
+
 static __thread char refusal[1024];
 
 int npu_refuse(int code, const char *format, ...)
