@@ -33,7 +33,7 @@ class GradientAveraged(LoopbackPlatform):
         )(x)
 
 
-@mutant("A2A-grad-zero-rows", deadline=8, says="while others wait")
+@mutant("A2A-grad-zero-rows", deadline=10, says="while others wait")
 class ZeroRowsWithoutHistory(LoopbackPlatform):
     """A rank that receives nothing returns a new tensor: its peers wait for it in backward."""
 

@@ -41,7 +41,7 @@ class OrderOfSourcesReversed(LoopbackPlatform):
         return np.concatenate(np.split(out, np.cumsum(splits)[:-1])[::-1])
 
 
-@mutant("A2A-zero-splits", deadline=8, says="while others wait")
+@mutant("A2A-zero-splits", deadline=10, says="while others wait")
 class EmptyExchangeSkipped(LoopbackPlatform):
     """A rank with nothing to send does not take part."""
 
@@ -104,7 +104,7 @@ class _Again:
         return self.start()
 
 
-@mutant("ASYNC-wait-twice", deadline=3)
+@mutant("ASYNC-wait-twice", deadline=10)
 class WaitCommunicatesAgain(LoopbackPlatform):
     def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
         start = super().all_to_all_single
@@ -186,7 +186,7 @@ class BarrierDoesNothing(LoopbackPlatform):
         pass
 
 
-@mutant("A2A-even", deadline=3, says="in all_to_all_single")
+@mutant("A2A-even", deadline=10, says="in all_to_all_single")
 class RankHangs(LoopbackPlatform):
     def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
         if self.rank == 1:

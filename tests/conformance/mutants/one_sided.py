@@ -7,7 +7,7 @@ from hyperep.loopback.platform import LoopbackPlatform, _value
 from mutants.registry import mutant
 
 
-@mutant("A2A-grad-zero-cotangent", deadline=6)
+@mutant("A2A-grad-zero-cotangent", deadline=10)
 class ZerosAreNotExchanged(LoopbackPlatform):
     def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
         def backward(residuals, cotangents, needed):
@@ -21,7 +21,7 @@ class ZerosAreNotExchanged(LoopbackPlatform):
         )
 
 
-@mutant("TP-pair-zero-cotangent", deadline=6)
+@mutant("TP-pair-zero-cotangent", deadline=10)
 class ZerosAreNotReduced(LoopbackPlatform):
     def copy_to_group(self, x, group=None):
         def backward(residuals, cotangents, needed):
@@ -42,7 +42,7 @@ class ZerosOfOneRankMeanZeros(LoopbackPlatform):
         return self.custom_vjp(lambda x: (x + 0, ()), backward)(x)
 
 
-@mutant("CUSTOM-one-sided", deadline=6)
+@mutant("CUSTOM-one-sided", deadline=10)
 class BackwardOfZerosIsZeros(LoopbackPlatform):
     """A custom backward is linear, so that zeros need no call."""
 
@@ -55,7 +55,7 @@ class BackwardOfZerosIsZeros(LoopbackPlatform):
         return super().custom_vjp(forward, spared)
 
 
-@mutant("EP-zero-cotangent", deadline=6)
+@mutant("EP-zero-cotangent", deadline=10)
 class PullbackOfZeros(LoopbackPlatform):
     """Zeros go in, so zeros come out: nothing is walked through."""
 

@@ -95,7 +95,7 @@ class SplitsOfGroupsNotExchanged(LoopbackPlatform):
         )
 
 
-@mutant("WORLD-barrier-group", deadline=4)
+@mutant("WORLD-barrier-group", deadline=10)
 class BarrierOfTheWorld(LoopbackPlatform):
     def barrier(self, group=None):
         super().barrier()
@@ -121,7 +121,7 @@ class BarrierWaitsForTheFirst(LoopbackPlatform):
             self._post(group, "barrier", None)
 
 
-@mutant("GROUP-own-order", deadline=6)
+@mutant("GROUP-own-order", deadline=10)
 class SameRanksSameGroup(LoopbackPlatform):
     def new_group(self, ranks):
         made = super().new_group(ranks)

@@ -123,7 +123,7 @@ class NowhereIsHome(LoopbackPlatform):
     core: ClassVar = {"hyperep.conformance.requirements.tokens:over_ranks": home}
 
 
-@mutant("TOKENS-hot-rank", deadline=8, says="while others wait")
+@mutant("TOKENS-hot-rank", deadline=10, says="while others wait")
 class NothingArrivedWithoutHistory(LoopbackPlatform):
     """A rank that nothing was sent to does not take part in backward: the others wait for it."""
 
@@ -479,7 +479,7 @@ class ChunksCountedOneByOne(LoopbackPlatform):
     core: ClassVar = {"hyperep.exchange.chunks:plan_dispatch": one_by_one}
 
 
-@mutant("ASYNC-progress", deadline=8)
+@mutant("ASYNC-progress", deadline=10)
 class ExchangeBeginsWhenItIsWaitedFor(LoopbackPlatform):
     def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
         if not async_op:
@@ -538,7 +538,7 @@ class _Stale:
         self.lend, self.bring_home = lend, lending.bring_home
 
 
-@mutant("EP-copies", deadline=8)
+@mutant("EP-copies", deadline=10)
 class PlanThatDiffersByRank(LoopbackPlatform):
     """Rank 1 finds that nothing need be copied."""
 
