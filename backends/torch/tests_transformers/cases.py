@@ -357,6 +357,32 @@ class Block(nn.Module):
         self.experts = own_experts.Written(transposed=transposed)
         self.experts.is_transposed = transposed
 
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What they compute."""
+        return self.experts(*inputs)
+
+
+def with_lora_under_fully_shard(platform: Any) -> None:
+    """Adapters that are spread over ep, and then over efsdp: each gradient is the mean over all data ranks."""
+    config = peft.LoraConfig(
+        r=3, target_modules=[], target_parameters=["experts.gate_up", "experts.down"], init_lora_weights=False
+    )
+    for shape in ((1, 2), (2, 1)):
+        torch.manual_seed(0)
+        wanted = peft.get_peft_model(Block(False).double(), config)
+        model = copy.deepcopy(wanted)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("efsdp", "ep"))
+        hyperep_torch.ExpertParallel().apply(model.base_model.model.experts, mesh["ep"])
+        hyperep_torch.fully_shard(model, mesh)
+        for rank in range(platform.world_size):
+            own_experts.gradients(wanted, "rows", rank)
+        own_experts.gradients(model, "rows", platform.rank)
+        for name, found, right in _pairs(model, wanted):
+            assert (found.grad is None) == (right.grad is None) == ("lora_" not in name), name
+            if right.grad is not None:
+                mean = right.grad / platform.world_size
+                torch.testing.assert_close(found.grad.full_tensor(), mean, rtol=1e-9, atol=1e-9, msg=name)
+
 
 def with_lora_on_own_experts(platform: Any, frozen: bool) -> None:
     """Under a style, before and after it, in both layouts and calls: outputs and gradients of the whole module."""

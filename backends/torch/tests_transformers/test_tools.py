@@ -55,6 +55,11 @@ def test_lora_on_own_experts(two, frozen):
     two.run(cases.with_lora_on_own_experts, frozen)
 
 
+@pytest.mark.composes("LoRA", "then `fully_shard` around both: every gradient is the mean over all data ranks")
+def test_lora_on_experts_under_fully_shard(two):
+    two.run(cases.with_lora_under_fully_shard)
+
+
 def test_lora_on_experts_over_four_ranks(four, tmp_path):
     four.run(cases.with_lora_on_experts, MODEL, "before", str(tmp_path))
 
