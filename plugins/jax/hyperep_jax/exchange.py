@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -28,11 +29,17 @@ def gather(array: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
     size = max(_SMALLEST, 1 << max(0, data.size - 1).bit_length())
     padded = np.zeros((1, size), np.uint8)
     padded[0, : data.size] = data
-    devices = [next(d for d in jax.devices() if d.process_index == rank) for rank in ranks]
-    mesh = Mesh(np.array(devices), ("ranks",))
-    split = jax.make_array_from_process_local_data(
-        NamedSharding(mesh, PartitionSpec("ranks")), padded, (len(ranks), size)
-    )
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(split)
+    sharding, replicate = _program(tuple(ranks))
+    whole = replicate(jax.make_array_from_process_local_data(sharding, padded, (len(ranks), size)))
     received = np.asarray(whole.addressable_data(0))
     return [np.array(row[: data.size]).view(array.dtype).reshape(array.shape) for row in received]
+
+
+@functools.cache
+def _program(ranks: tuple[int, ...]) -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """How a row lies on each device, and the function that brings all rows to all; always the same, traced once."""
+    devices = [next(d for d in jax.devices() if d.process_index == rank) for rank in ranks]
+    mesh = Mesh(np.array(devices), ("ranks",))
+    return NamedSharding(mesh, PartitionSpec("ranks")), jax.jit(
+        lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )

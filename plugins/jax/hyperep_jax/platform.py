@@ -95,8 +95,9 @@ class JaxPlatform(PlatformBase[jax.Array]):
         return isinstance(value, jax.Array)
 
     def from_host(self, array: np.ndarray) -> jax.Array:  # noqa: D102
-        # A copy of our own, because JAX may still be reading what it is given when it returns.
-        return jnp.asarray(np.array(array))
+        # A copy of our own, because JAX may still be reading what it is given when it returns. And not by jnp.asarray,
+        # which compiles a program for each shape.
+        return jax.device_put(np.array(array))
 
     def to_host(self, *tensors: jax.Array) -> tuple[np.ndarray, ...]:  # noqa: D102
         arrays = jax.device_get([value(x) for x in tensors])
@@ -129,11 +130,11 @@ class JaxPlatform(PlatformBase[jax.Array]):
             raise ValueError(
                 f"rank {self.rank}: output_splits={list(output_splits)}, but the others sent {[len(p) for p in parts]}"
             )
-        received = jnp.array(np.concatenate(parts))
+        received = self.from_host(np.concatenate(parts))
         return Done(received) if async_op else received
 
     def all_gather(self, x: jax.Array, group: Group | None = None) -> jax.Array:  # noqa: D102
-        return jnp.array(np.concatenate(gather(np.asarray(value(x)), self._members(group))))
+        return self.from_host(np.concatenate(gather(np.asarray(value(x)), self._members(group))))
 
     def all_reduce(self, x: jax.Array, group: Group | None = None, op: str = "sum") -> jax.Array:  # noqa: D102
         functions = {"sum": np.add, "max": np.maximum, "min": np.minimum}
@@ -142,10 +143,10 @@ class JaxPlatform(PlatformBase[jax.Array]):
         total, *others = gather(np.asarray(value(x)), self._members(group))
         for term in others:  # in rank order, so that every rank gets the same bits
             total = functions[op](total, term)
-        return jnp.array(total)
+        return self.from_host(total)
 
     def broadcast(self, x: jax.Array, source: int = 0, group: Group | None = None) -> jax.Array:  # noqa: D102
-        return jnp.array(gather(np.asarray(value(x)), self._members(group))[source])
+        return self.from_host(gather(np.asarray(value(x)), self._members(group))[source])
 
     # ------------------------------------------------------------------------------------------------ modules
     def make_module(  # noqa: D102
