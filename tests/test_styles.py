@@ -3,10 +3,15 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import style_cases
 
+import hyperep
 from hyperep.loopback import run
+from hyperep.loopback.platform import CAPABILITIES, LoopbackPlatform
+from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.errors import UnsupportedCapability
 from hyperep.styles import UnlikeWeights
 
 
@@ -14,6 +19,38 @@ from hyperep.styles import UnlikeWeights
 @pytest.mark.parametrize("style", ["ep", "tp", "etp"])
 def test_keyword_arguments_reach_the_experts(style, ranks):
     run(lambda platform: style_cases.keyword_arguments_reach_the_experts(platform, style), ranks)
+
+
+OPTIONS = {
+    "balance": lambda: hyperep.ExpertParallel(balance=hyperep.Balance()),
+    "balance in slices": lambda: hyperep.ExpertTensorParallel(
+        colwise=("weight",), rowwise=(), balance=hyperep.Balance()
+    ),
+    "biases": lambda: hyperep.TensorParallel(colwise=(), rowwise=("weight", "bias")),
+    "biases over ep": lambda: hyperep.ExpertTensorParallel(colwise=(), rowwise=("weight", "bias")),
+}
+
+
+@pytest.mark.parametrize("which", OPTIONS)
+def test_what_a_platform_lacks_is_refused_on_every_rank_before_anything_changes(which):
+    """Only some ranks would use it, in some step, and the others would wait for them."""
+
+    class Lacking(LoopbackPlatform):
+        capabilities = {**CAPABILITIES, Capability.FUNCTIONAL_CALL: Support.UNSUPPORTED}  # noqa: RUF012
+
+    def on_rank(platform):
+        platform.__class__ = Lacking
+        style = OPTIONS[which]()
+        weights = {"weight": np.ones((4, 4, 4)), "bias": np.ones((4, 4))}
+        experts = platform.make_module("Biased", weights, lambda m, rows, counts: rows)
+        names = style.mesh_dim_names
+        mesh = hyperep.init_device_mesh(platform, (2,) if len(names) == 1 else (1, 2), names)
+        with pytest.raises(UnsupportedCapability, match=r"functional_call: .*(leave out balance|one rank of tp)"):
+            style.apply(experts, mesh)
+        assert platform.local(platform.parameters(experts)["weight"]).shape == (4, 4, 4)
+        assert platform.sharding(platform.parameters(experts)["weight"]) is None
+
+    run(on_rank, 2)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

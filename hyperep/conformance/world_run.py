@@ -165,7 +165,7 @@ class WorldRun:
 
 def _shortfall(outcome: Mapping[str, Any]) -> Shortfall | None:
     """What a failed check says, for the report of a world in which another rank did not end."""
-    if outcome.get("outcome") != "failed":
+    if outcome.get("outcome") not in ("failed", "refused"):
         return None
     summary = outcome["message"].partition("\n")[0]
     return Shortfall(summary=summary, place=outcome["place"], detail=told(outcome))

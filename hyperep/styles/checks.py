@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
-from hyperep.platform.protocol import Module, Parameter
+from hyperep.platform.capabilities import Capability, Support
+from hyperep.platform.errors import UnsupportedCapability
+from hyperep.platform.protocol import Module, Parameter, Platform
 from hyperep.sharding import described, whole_shape
 
-__all__ = ["UnlikeWeights", "require_alike", "require_experts", "require_mesh", "require_whole"]
+__all__ = ["UnlikeWeights", "require_alike", "require_experts", "require_mesh", "require_support", "require_whole"]
 
 _SAMPLE = 16
 """Numbers of each parameter that ranks compare: enough to tell draws apart, and nothing to copy to the host."""
@@ -39,6 +42,16 @@ def require_mesh(style: str, mesh: DeviceMesh, names: tuple[str, ...]) -> Device
         groups = [mesh.get_group(d) for d in range(mesh.ndim)]
         return DeviceMesh(mesh.platform, mesh.ranks, names, groups, mesh.native)
     return mesh
+
+
+def require_support(platform: Platform[Any], capability: Capability, hint: str) -> None:
+    """Check that the platform has what only some ranks will use, so that the others do not wait for them.
+
+    Raises:
+        UnsupportedCapability: on all ranks, before anything is changed.
+    """
+    if platform.capabilities.get(capability, Support.UNSUPPORTED) is Support.UNSUPPORTED:
+        raise UnsupportedCapability(platform.name, capability, hint)
 
 
 def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> None:

@@ -15,8 +15,10 @@ from hyperep.exchange.routed import RoutedExperts, RowExperts, over_ranks, rows_
 from hyperep.exchange.rows import DispatchContext, combine, dispatch_agreed
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement, Shard
+from hyperep.platform.capabilities import Capability
 from hyperep.platform.protocol import Module
 from hyperep.styles.calls import LocalExperts
+from hyperep.styles.checks import require_support
 from hyperep.styles.expert_base import BaseExpertParallel
 
 __all__ = ["Exchange", "ExpertParallel"]
@@ -115,6 +117,11 @@ class ExpertParallel(BaseExpertParallel):
 
     def _settings(self) -> list[str]:
         return [*super()._settings(), self.exchange, f"chunks={self.chunks}", repr(self.balance)]
+
+    def _require_support(self, mesh: DeviceMesh) -> None:
+        if self.balance is not None:
+            hint = f"{self.balance} has experts of other ranks computed in place of a rank's own; leave out balance"
+            require_support(mesh.platform, Capability.FUNCTIONAL_CALL, hint)
 
     def _require_buffers(self, split: Collection[str]) -> None:
         if self.balance is not None and split:

@@ -55,12 +55,14 @@ class BaseExpertParallel(ParallelStyle):
             mesh: a hyperep mesh or a native one with the style's dimensions.
 
         Raises:
+            UnsupportedCapability: on all ranks, the platform lacks what an option of the style needs.
             ValueError: on all ranks, the mesh has other dimensions; the number of experts is not divisible; the module
                 has no parameters, or some without an expert dim, or some that are distributed already; a rank has
                 others; or a buffer may or may not have an entry for each expert.
         """
         style = type(self).__name__
         mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
+        self._require_support(mesh)
         takes = declared_calls(style, module)
         num_experts = require_experts(style, module, mesh, [repr(takes), *self._settings()])
         ranks = math.prod(mesh.size(name) for name in self.levels)
@@ -113,6 +115,9 @@ class BaseExpertParallel(ParallelStyle):
     def _settings(self) -> list[str]:
         """What must be the same on all ranks, in words."""
         return [repr(self.levels), f"buffers={dict(self.buffers)}"]
+
+    def _require_support(self, mesh: DeviceMesh) -> None:
+        """Whether the platform can do what the style's options ask for."""
 
     def _require_buffers(self, split: Collection[str]) -> None:
         """Whether the experts may have these buffers with an entry for each of them."""

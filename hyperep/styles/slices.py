@@ -10,8 +10,10 @@ from typing import Any
 from hyperep.distribute import own_parameters
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
+from hyperep.platform.capabilities import Capability
 from hyperep.platform.protocol import Module
 from hyperep.sharding import whole_shape
+from hyperep.styles.checks import require_support
 
 __all__ = ["TensorSlices"]
 
@@ -116,14 +118,22 @@ class TensorSlices:
         return frozenset(found)
 
     def added_once(self, module: Module, mesh: DeviceMesh) -> tuple[str, ...]:
-        """Paths of the biases of row-parallel weights in *module*."""
+        """Paths of the biases of row-parallel weights in *module*.
+
+        Raises:
+            UnsupportedCapability: there are some, and modules cannot be called with others in their place.
+        """
         parameters = mesh.platform.parameters(module)
-        return tuple(
+        biases = tuple(
             path
             for path, parameter in parameters.items()
             if self._name(*reversed(path.rpartition(".")[::2])) in self.rowwise
             and len(whole_shape(mesh.platform, parameter)) == 2
         )
+        if biases:
+            hint = f"the biases {list(biases)} are added by one rank of tp, and are zeros on the others"
+            require_support(mesh.platform, Capability.FUNCTIONAL_CALL, hint)
+        return biases
 
     def adding_once(
         self, call: Callable[..., Any], module: Module, mesh: DeviceMesh, biases: Sequence[str]

@@ -20,6 +20,16 @@ class RefusesThoughDeclared(LoopbackPlatform):
         raise UnsupportedCapability("loopback", Capability.REDUCE_SCATTER, "not today")
 
 
+@mutant("RS-values", deadline=30, says="on rank 1 only, while others wait")
+class RefusesOnOneRank(LoopbackPlatform):
+    """The others are told soon, and not at the deadline."""
+
+    def reduce_scatter(self, x, group=None):
+        if self.rank == 1:
+            raise UnsupportedCapability("loopback", Capability.REDUCE_SCATTER, "not today")
+        return super().reduce_scatter(x, group)
+
+
 @mutant("ID-capabilities")
 class ClaimsMoreThanItsSpec(LoopbackPlatform):
     capabilities: ClassVar = {**CAPABILITIES, Capability.BFLOAT16: Support.FULL}
