@@ -14,7 +14,7 @@ A group of one rank needs no communication; its collectives are copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class TorchWork:
     def wait(self) -> torch.Tensor:
         """The result, once the current stream may use it; the same tensor at every call."""
         if self._under_way:
-            self._output = _functional.wait_tensor(self._output)
+            self._output = _call(_functional.wait_tensor, self._output)
             self._under_way = False
         return self._output
 
@@ -65,7 +65,7 @@ def all_to_all_single(
                 f"input_splits={sent} and output_splits={received} differ, but the only rank sends to itself"
             )
         return TorchWork(_fresh(x), under_way=False)
-    return TorchWork(_functional.all_to_all_single(_given(x), received, sent, group.group_name))
+    return TorchWork(_call(_functional.all_to_all_single, _given(x), received, sent, group.group_name))
 
 
 def all_gather(x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -73,7 +73,7 @@ def all_gather(x: torch.Tensor, group: Any) -> torch.Tensor:
     size = group_size(group)
     if size == 1:
         return _fresh(x)
-    return TorchWork(_functional.all_gather_into_tensor(_given(x), size, group.group_name)).wait()
+    return TorchWork(_call(_functional.all_gather_into_tensor, _given(x), size, group.group_name)).wait()
 
 
 def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -86,7 +86,7 @@ def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
     row_splits("reduce_scatter", None, size, x.shape[0])
     if size == 1:
         return _fresh(x)
-    return TorchWork(_functional.reduce_scatter_tensor(_given(x), "sum", size, group.group_name)).wait()
+    return TorchWork(_call(_functional.reduce_scatter_tensor, _given(x), "sum", size, group.group_name)).wait()
 
 
 def all_reduce(x: torch.Tensor, group: Any, op: str) -> torch.Tensor:
@@ -99,7 +99,7 @@ def all_reduce(x: torch.Tensor, group: Any, op: str) -> torch.Tensor:
         raise ValueError(f"all_reduce(op={op!r}): choose one of {list(_REDUCE_OPS)}")
     if group_size(group) == 1:
         return _fresh(x)
-    return TorchWork(_functional.all_reduce(_given(x), op, group.group_name)).wait()
+    return TorchWork(_call(_functional.all_reduce, _given(x), op, group.group_name)).wait()
 
 
 def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
@@ -113,7 +113,21 @@ def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
         raise ValueError(f"broadcast(source={source}): the group has ranks 0 to {size - 1}")
     if size == 1 or x.is_meta:  # there is nothing to send yet
         return _fresh(x)
-    return TorchWork(_functional.broadcast(_given(x), source, group.group_name)).wait()
+    return TorchWork(_call(_functional.broadcast, _given(x), source, group.group_name)).wait()
+
+
+def _call(operator: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """Call a collective; out of the graph, where one is made.
+
+    The compiler can trace these operators, but that of PyTorch 2.11 then loses gradients without a word, where they are
+    in the forward of a ``torch.autograd.Function``.
+    """
+    if not torch.compiler.is_compiling():
+        return operator(*arguments)
+    # Here, because it imports the compiler.
+    from hyperep_torch.graph_break import call
+
+    return call(operator, *arguments)
 
 
 def _given(x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from hyperep.platform.spec import Viability
 __all__ = ["MINIMUM_VERSION", "probe"]
 
 MINIMUM_VERSION = (2, 6)
+"""What the platform needs. Styles and layers in PyTorch's own words need more, for which the metadata asks."""
 
 
 def probe() -> Viability:
