@@ -131,8 +131,9 @@ def _native(mesh: Any) -> NativeMesh:
 
 def _matching(pattern: str, parts: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     wanted = pattern.split(".")
+    below = [path for path in parts if path]  # the model itself, which "*" matches too, is sharded in any case
     found = [
-        path for path in parts if len(path.split(".")) == len(wanted) and all(map(fnmatchcase, path.split("."), wanted))
+        path for path in below if len(path.split(".")) == len(wanted) and all(map(fnmatchcase, path.split("."), wanted))
     ]
     if not found:
         near = ", ".join(repr(path) for path in list(parts)[1:4])

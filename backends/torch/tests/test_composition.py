@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.tensor import DTensor
@@ -221,6 +222,38 @@ def _saved_meanwhile(platform, folder):
 @pytest.mark.composes("DCP", "`async_save` while training goes on, with a process group of its own")
 def test_asynchronous_checkpoints(two, tmp_path):
     two.run(_saved_meanwhile, str(tmp_path))
+
+
+def _whole_and_back(platform, sharded):
+    """Whole weights that rank 0 has, into a model that has others, and out of it."""
+    mesh = init_device_mesh("cpu", (1, platform.world_size), mesh_dim_names=("efsdp", "ep"))
+    whole, model = _models(mesh["ep"], blocks=2)
+    if sharded:
+        hep.fully_shard(model, mesh, blocks="*")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    state = whole.state_dict() if platform.rank == 0 else {}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, state, options=options)
+    for name, p in model.named_parameters():
+        assert torch.equal(_full(p.detach()), whole.get_parameter(name)), name
+    found = hep.full_state_dict(model)
+    if platform.rank == 0:
+        assert found.keys() == whole.state_dict().keys()
+        assert all(torch.equal(found[name], value) for name, value in whole.state_dict().items())
+    else:
+        assert not found
+
+
+@pytest.mark.composes(
+    "whole state dicts",
+    "`hyperep_torch.full_state_dict`, and back by PyTorch's `set_model_state_dict` from rank 0, with and without "
+    "`fully_shard`",
+)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ep", "fully_shard"])
+def test_whole_weights_and_back(two, sharded):
+    two.run(_whole_and_back, sharded)
 
 
 # ----------------------------------------------------------------------------------------------------------- inference

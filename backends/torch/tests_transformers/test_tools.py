@@ -15,10 +15,12 @@ def test_inside_transformers(two, model, tmp_path):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.composes("recompute", "stock models of transformers, reentrant and not")
 def test_gradient_checkpointing(two, reentrant):
     two.run(cases.recomputed, MODEL, reentrant)
 
 
+@pytest.mark.composes("inference", "`generate` of stock models with prompts of different lengths")
 def test_prompts_of_different_lengths(two):
     two.run(cases.generated, MODEL)
 
@@ -64,6 +66,9 @@ def test_lora_on_experts_over_four_ranks(four, tmp_path):
     four.run(cases.with_lora_on_experts, MODEL, "before", str(tmp_path))
 
 
+@pytest.mark.composes(
+    "DCP", "weights and optimizer of stock models, saved at one number of ranks and resumed at another"
+)
 def test_resume_at_another_number_of_ranks(two, four, tmp_path):
     """Two steps at two ranks and two at four are four steps at two; both halves of the ranks have the same data."""
     two.run(cases.trained, MODEL, str(tmp_path / "checkpoint"))
@@ -82,6 +87,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.composes("stock models", "transformers' `Trainer`, with clipping and accumulation")
 def test_trainer(two, case, tmp_path):
     """Its steps, with accumulation, are those that it makes with the whole model; so are its losses and norms."""
     settings, tolerance = CASES[case]
