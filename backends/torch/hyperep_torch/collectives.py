@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from hyperep.platform.splits import row_splits
+from hyperep_torch.absent import name_absent
 from hyperep_torch.groups import group_size
 
 __all__ = ["TorchWork", "all_gather", "all_reduce", "all_to_all_single", "broadcast", "reduce_scatter"]
@@ -31,17 +32,18 @@ _REDUCE_OPS = ("max", "min", "sum")
 class TorchWork:
     """A collective under way."""
 
-    __slots__ = ("_output", "_under_way")
+    __slots__ = ("_group", "_output")
 
-    def __init__(self, output: torch.Tensor, *, under_way: bool = True) -> None:
+    def __init__(self, output: torch.Tensor, group: Any = None) -> None:
         self._output = output
-        self._under_way = under_way
+        self._group = group
+        """That of a collective which has not been waited for."""
 
     def wait(self) -> torch.Tensor:
         """The result, once the current stream may use it; the same tensor at every call."""
-        if self._under_way:
-            self._output = _call(_functional.wait_tensor, self._output)
-            self._under_way = False
+        if self._group is not None:
+            self._output = _call(_wait, self._output, self._group)
+            self._group = None
         return self._output
 
 
@@ -64,8 +66,8 @@ def all_to_all_single(
             raise ValueError(
                 f"input_splits={sent} and output_splits={received} differ, but the only rank sends to itself"
             )
-        return TorchWork(_fresh(x), under_way=False)
-    return TorchWork(_call(_functional.all_to_all_single, _given(x), received, sent, group.group_name))
+        return TorchWork(_fresh(x))
+    return TorchWork(_call(_functional.all_to_all_single, _given(x), received, sent, group.group_name), group)
 
 
 def all_gather(x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -73,7 +75,7 @@ def all_gather(x: torch.Tensor, group: Any) -> torch.Tensor:
     size = group_size(group)
     if size == 1:
         return _fresh(x)
-    return TorchWork(_call(_functional.all_gather_into_tensor, _given(x), size, group.group_name)).wait()
+    return TorchWork(_call(_functional.all_gather_into_tensor, _given(x), size, group.group_name), group).wait()
 
 
 def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -86,7 +88,7 @@ def reduce_scatter(x: torch.Tensor, group: Any) -> torch.Tensor:
     row_splits("reduce_scatter", None, size, x.shape[0])
     if size == 1:
         return _fresh(x)
-    return TorchWork(_call(_functional.reduce_scatter_tensor, _given(x), "sum", size, group.group_name)).wait()
+    return TorchWork(_call(_functional.reduce_scatter_tensor, _given(x), "sum", size, group.group_name), group).wait()
 
 
 def all_reduce(x: torch.Tensor, group: Any, op: str) -> torch.Tensor:
@@ -99,7 +101,7 @@ def all_reduce(x: torch.Tensor, group: Any, op: str) -> torch.Tensor:
         raise ValueError(f"all_reduce(op={op!r}): choose one of {list(_REDUCE_OPS)}")
     if group_size(group) == 1:
         return _fresh(x)
-    return TorchWork(_call(_functional.all_reduce, _given(x), op, group.group_name)).wait()
+    return TorchWork(_call(_functional.all_reduce, _given(x), op, group.group_name), group).wait()
 
 
 def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
@@ -113,7 +115,7 @@ def broadcast(x: torch.Tensor, source: int, group: Any) -> torch.Tensor:
         raise ValueError(f"broadcast(source={source}): the group has ranks 0 to {size - 1}")
     if size == 1 or x.is_meta:  # there is nothing to send yet
         return _fresh(x)
-    return TorchWork(_call(_functional.broadcast, _given(x), source, group.group_name)).wait()
+    return TorchWork(_call(_functional.broadcast, _given(x), source, group.group_name), group).wait()
 
 
 def _call(operator: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
@@ -128,6 +130,14 @@ def _call(operator: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tenso
     from hyperep_torch.graph_break import call
 
     return call(operator, *arguments)
+
+
+def _wait(output: torch.Tensor, group: Any) -> torch.Tensor:
+    try:
+        return _functional.wait_tensor(output)
+    except RuntimeError as error:
+        name_absent(error, group)
+        raise
 
 
 def _given(x: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collectives and their gradients between real gloo processes; every rank's data differs."""
 
+import datetime
+import time
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
 # SPLITS[s][d] rows go from rank s to rank d; rank 1 of three sends nothing, and nothing goes to rank 0 of the last.
@@ -191,6 +195,26 @@ def _threads(platform):
 
 def test_groups_may_be_used_from_threads(four):
     four.run(_threads)
+
+
+def _left_alone(platform, stays_away):
+    """What the error of a collective says on each rank but one, which does not come to it."""
+    group = dist.new_group(range(4), timeout=datetime.timedelta(seconds=2))
+    if stays_away == platform.rank:
+        time.sleep(6)
+        return None
+    time.sleep(0.2 * platform.rank)
+    with pytest.raises(RuntimeError) as raised:
+        platform.all_to_all_single(torch.ones(8, 2), group=group)
+    return "".join(getattr(raised.value, "__notes__", []))
+
+
+@pytest.mark.parametrize("stays_away", [0, 2])
+def test_who_does_not_come_is_named(four, stays_away):
+    notes = [note for note in four.run(_left_alone, stays_away) if note]
+    assert notes
+    for note in notes:
+        assert f"of the group of ranks [0, 1, 2, 3] timed out, and rank {stays_away} did not wait in it" in note
 
 
 def _bad_input(platform):
