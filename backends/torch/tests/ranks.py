@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 from hyperep_torch.launcher import TorchLauncher
 from hyperep_torch.world import DEVICE_VARIABLE
 
@@ -15,6 +16,10 @@ from hyperep.launch.pool import RankPool
 
 DEADLINE = 60.0
 """Seconds that one function may take."""
+
+GROUPS = 40
+"""Process groups, with which ranks make place for new ones: each has threads of gloo's, which wake up a hundred times a
+second as long as anything of the group is left, so that hundreds of groups take a core."""
 
 
 class OnCpu(TorchLauncher):
@@ -36,13 +41,16 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *args: Any, deadline: float = DEADLINE) -> list[Any]:
         """Call ``function(platform, *args)`` everywhere, which may take *deadline* seconds; it must be importable."""
-        return self._pool.run("ranks:call", {"function": function, "args": args}, deadline=deadline)
+        answers = self._pool.run("ranks:call", {"function": function, "args": args}, deadline=deadline)
+        if max(groups for _, groups in answers) > GROUPS:
+            self._pool.close()
+        return [result for result, _ in answers]
 
     def stop(self) -> None:
         """End the processes."""
         self._pool.close()
 
 
-def call(platform: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """What each rank does."""
-    return function(platform, *args)
+def call(platform: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+    """What each rank does; and how many process groups it has then."""
+    return function(platform, *args), len(dist.distributed_c10d._world.pg_map)
