@@ -134,7 +134,8 @@ def _call(operator: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tenso
 
 def _wait(output: torch.Tensor, group: Any) -> torch.Tensor:
     try:
-        return _functional.wait_tensor(output)
+        with torch._C._AutoDispatchBelowAutograd():  # there is nothing to record, and its way there is one of Python
+            return _functional.wait_tensor(output)
     except RuntimeError as error:
         name_absent(error, group)
         raise

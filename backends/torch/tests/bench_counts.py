@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
+from hyperep_torch import collectives
 
 from hyperep.bench.data import Data
 from hyperep.bench.layer import Layer
@@ -23,26 +23,25 @@ def observe(platform: Any, exchange: str) -> dict[str, Any]:
     mesh = init_device_mesh(platform, (platform.world_size,), ("ep",))
     layer = Layer(Data(platform, SHAPE, platform.rank), mesh, ExpertParallel(exchange=exchange))
     seen: dict[str, list[tuple[str, str, int]]] = {"forward": [], "backward": []}
-    phase, copies, originals = ["forward"], [], {}
+    phase, copies = ["forward"], []
 
-    def spy(name: str) -> Any:
-        originals[name] = getattr(dist, name)
+    class Spy:
+        """The functional collectives, with what each of them is given written down."""
 
-        def called(output: Any, *args: Any, **kwargs: Any) -> Any:
-            sent = args[0] if args and isinstance(args[0], torch.Tensor) else output
-            seen[phase[0]].append((name, str(sent.dtype), sent.numel() * sent.element_size()))
-            return originals[name](output, *args, **kwargs)
+        def __getattr__(self, name: str) -> Any:
+            operator = getattr(torch.ops._c10d_functional, name)
 
-        return mock.patch.object(dist, name, called)
+            def called(x: torch.Tensor, *args: Any) -> Any:
+                seen[phase[0]].append((name, str(x.dtype), x.numel() * x.element_size()))
+                return operator(x, *args)
+
+            return operator if name == "wait_tensor" else called
 
     to_host = type(platform).to_host
     count_copies = mock.patch.object(type(platform), "to_host", lambda p, *t: copies.append(phase[0]) or to_host(p, *t))
     kept = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
-    names = [
-        n for n in ("all_to_all_single", "all_to_all", "all_reduce", "broadcast", "all_gather") if hasattr(dist, n)
-    ]
-    with spy(names[0]), spy(names[1]), spy(names[2]), spy(names[3]), spy(names[4]), count_copies:
+    with mock.patch.object(collectives, "_functional", Spy()), count_copies:
         with hooks:
             pullback = layer.forward_recorded()
         phase[0] = "backward"

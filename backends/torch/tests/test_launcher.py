@@ -53,7 +53,7 @@ def test_ranks_that_hang_end_at_the_deadline_and_say_where_they_stood():
             world.run("programs:sleep_on", {"bad_rank": 1}, deadline=10)
     assert time.monotonic() - began < 40
     lines = {line.partition(":")[0]: line for line in str(caught.value).splitlines()}
-    assert "(platform.py:" in lines["--- rank 0"]
+    assert " < wait (collectives.py:" in lines["--- rank 0"]
     assert "in sleep_on (programs.py:" in lines["--- rank 1"]
 
 
