@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from ascend_emulator import told
 from hyperep_mindspore.platform import join
 from mindspore import Tensor, mint, ops
 
@@ -69,32 +67,4 @@ def reduce_booleans(platform: Any) -> tuple[list[int], list[int], list[int]]:
 
 def told_buffers(platform: Any) -> list[list[str]]:
     """What the device says of the buffers of a group of two ranks with 50 MB, and of another one as HCCL has it."""
-    said = []
-    os.environ["EMULATED_NPU_TELL_BUFFERS"] = "1"
-    try:
-        for options, ranks in (({"hccl_buffer_mb": 50}, [0, 1]), ({}, [1, 2])):
-            with heard() as lines:
-                made = join(**options)
-                group = made.new_group(ranks)
-                if made.rank in ranks:
-                    made.to_host(made.all_reduce(made.xp.ones((2,)), group))
-            said.append([line for line in lines if "buffers" in line])
-    finally:
-        os.environ["EMULATED_NPU_TELL_BUFFERS"] = "0"
-    return said
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[list[str]]:
-    """The lines that the process writes on its stderr meanwhile, from C too."""
-    lines: list[str] = []
-    with tempfile.TemporaryFile("w+") as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines.extend(file.read().splitlines())
+    return told.told_buffers(join, [0, 1], [1, 2])

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from ascend_emulator import told
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch_npu.platform import join
 from measure import relative, rows
@@ -97,32 +97,4 @@ def counted_operators(platform: Any, function: Callable[[], Any]) -> dict[str, i
 
 def told_buffers(platform: Any) -> list[list[str]]:
     """What the device says of the buffers of a group of the first two ranks, with 50 MB and as HCCL has it."""
-    said = []
-    os.environ["EMULATED_NPU_TELL_BUFFERS"] = "1"
-    try:
-        for options, ranks in (({"hccl_buffer_mb": 50}, [0, 1]), ({}, [0, 1])):
-            with heard() as lines:
-                made = join(**options)
-                group = made.new_group(ranks)
-                if made.rank in ranks:
-                    made.to_host(made.all_reduce(made.xp.ones((2,)), group))
-            said.append([line for line in lines if "buffers" in line])
-    finally:
-        os.environ["EMULATED_NPU_TELL_BUFFERS"] = "0"
-    return said
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[list[str]]:
-    """The lines that the process writes on its stderr meanwhile, from C too."""
-    lines: list[str] = []
-    with tempfile.TemporaryFile("w+") as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines.extend(file.read().splitlines())
+    return told.told_buffers(join, [0, 1], [0, 1])
