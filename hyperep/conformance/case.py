@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 
 from hyperep.conformance import compare
+from hyperep.mesh import DeviceMesh, init_device_mesh
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Group
 
 __all__ = ["Case"]
+
+_MESHES = "_conformance_meshes"
+"""Attribute of a platform object, which lives as long as its world."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,14 @@ class Case:
         if not hasattr(self.xp, name):
             raise UnsupportedCapability(self.platform.name, Capability(name), "xp has no dtype of that name")
         return getattr(self.xp, name)
+
+    def assign(self, module: Any, values: Mapping[str, np.ndarray]) -> None:
+        """Give parameters of *module* these values, and keep no handle of them.
+
+        A style looks for those who hold a whole parameter, which takes a while; nobody should by mistake.
+        """
+        for name, value in values.items():
+            self.platform.assign(self.platform.parameters(module)[name], self.tensor(value))
 
     def host(self, tensor: Any) -> np.ndarray:
         """One tensor on the host."""
@@ -136,6 +148,18 @@ class Case:
         return host[0], list(host[1:])
 
     # --------------------------------------------------------------------------------------------- the world
+    def mesh(self, shape: Sequence[int], names: Sequence[str]) -> DeviceMesh:
+        """A mesh over the world's first ranks; collective over the world when it is first asked for.
+
+        Checks that need the same mesh share it: a world that lives through hundreds of checks would hold as many
+        groups otherwise, and in some frameworks each of them has threads, which never rest.
+        """
+        meshes = vars(self.platform).setdefault(_MESHES, {})
+        key = (tuple(shape), tuple(names))
+        if key not in meshes:
+            meshes[key] = init_device_mesh(self.platform, *key)
+        return meshes[key]
+
     def members(self, ranks: Sequence[int]) -> Group:
         """A group of *ranks*; collective over the world. The world itself needs no group."""
         everyone = list(range(self.ranks))

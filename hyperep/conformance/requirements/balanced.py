@@ -65,12 +65,12 @@ def balanced(case: Case) -> None:
 def balanced_in_grids(case: Case) -> None:
     shape = next((shape for shape in shapes(case.ranks) if min(shape) > 1), (1, case.ranks))
     case.note(mesh=shape)
-    levels = hyperep.init_device_mesh(case.platform, shape, ("node", "ep"))
+    levels = case.mesh(shape, ("node", "ep"))
     for chunks in (1, 2):
         problem = Problem(case, "duplicates", case.ranks)
         style = hyperep.ExpertParallel(levels=("node", "ep"), balance=_EVEN, chunks=chunks)
         problem.agree(problem.sharded(style, levels), case.rank)
-    sliced = hyperep.init_device_mesh(case.platform, shape[::-1], ("ep", "tp"))
+    sliced = case.mesh(shape[::-1], ("ep", "tp"))
     problem = Problem(case, "hot-rank", shape[1])
     problem.agree(problem.sharded(hyperep.ExpertTensorParallel(balance=_EVEN), sliced), sliced.get_local_rank("ep"))
 

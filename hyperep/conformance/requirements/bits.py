@@ -270,7 +270,7 @@ def modules(case: Case) -> None:
 )
 def shards(case: Case) -> None:
     platform = case.platform
-    mesh = hyperep.init_device_mesh(platform, (case.ranks,), ("ep",))
+    mesh = case.mesh((case.ranks,), ("ep",))
     for dtype in _floats(case):
         whole = values(case, dtype, (2 * case.ranks, 3))
         module = platform.make_module("Kept", {"w": case.tensor(whole, dtype)}, lambda m: m.w)

@@ -76,10 +76,10 @@ def chunks(case: Case) -> None:
 def chunks_in_grids(case: Case) -> None:
     shape = next(shape for shape in shapes(case.ranks) if min(shape) > 1) if case.ranks % 2 == 0 else (case.ranks, 1)
     case.note(mesh=shape)
-    levels = hyperep.init_device_mesh(case.platform, shape, ("node", "ep"))
+    levels = case.mesh(shape, ("node", "ep"))
     problem = Problem(case, "duplicates", case.ranks)
     problem.agree(problem.sharded(hyperep.ExpertParallel(levels=("node", "ep"), chunks=3), levels), case.rank)
-    sliced = hyperep.init_device_mesh(case.platform, shape, ("ep", "tp"))
+    sliced = case.mesh(shape, ("ep", "tp"))
     problem = Problem(case, "empty-rank", shape[0])
     problem.agree(problem.sharded(hyperep.ExpertTensorParallel(chunks=2), sliced), sliced.get_local_rank("ep"))
 

@@ -23,7 +23,7 @@ _DIM = 3
 
 
 def _mesh(case: Case) -> Any:
-    return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+    return case.mesh((case.ranks,), ("ep",))
 
 
 def _counts(case: Case, routing: str, experts_per_rank: int = 3) -> np.ndarray:

@@ -269,9 +269,9 @@ def prints(case: Case) -> None:
 # ---------------------------------------------------------------------------------------------------------- sharding
 def _mesh(case: Case, two: bool = False) -> Any:
     if not two:
-        return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+        return case.mesh((case.ranks,), ("ep",))
     second = 2 if case.ranks % 2 == 0 else 1
-    return hyperep.init_device_mesh(case.platform, (case.ranks // second, second), ("ep", "tp"))
+    return case.mesh((case.ranks // second, second), ("ep", "tp"))
 
 
 def _linear(case: Case, shape: tuple[int, ...], *key: int) -> tuple[Any, np.ndarray]:

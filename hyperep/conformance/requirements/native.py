@@ -212,7 +212,7 @@ def layer(case: Case) -> None:
     platform = case.platform
     router = RouterConfig(num_experts=2 * case.ranks, top_k=2)
     moe = build_moe(platform, MoEConfig(dim=5, hidden_dim=8, router=router), seed=3)
-    mesh = hyperep.init_device_mesh(platform, (case.ranks,), ("ep",))
+    mesh = case.mesh((case.ranks,), ("ep",))
     hyperep.ExpertParallel().apply(platform.named_modules(moe)["experts"], mesh)
     x, g = case.normal((9, 5), 1, case.rank), case.normal((9, 5), 2, case.rank) / 8
     handles = platform.parameters(moe)

@@ -128,9 +128,8 @@ def _experts(case: Case, style: Any, name: str) -> tuple[Any, list[np.ndarray], 
     module = GroupedExperts(platform, 5, hidden, count)
     shapes = ((count, hidden, 5), (count, 5, hidden), (count, hidden, 5))
     weights = [case.normal(shape, 10, n) / 2 for n, shape in enumerate(shapes)]
-    for key, value in zip(_NAMES, weights, strict=True):
-        platform.assign(platform.parameters(module)[key], case.tensor(value))
-    style.apply(module, hyperep.init_device_mesh(platform, (case.ranks,), (name,)))
+    case.assign(module, dict(zip(_NAMES, weights, strict=True)))
+    style.apply(module, case.mesh((case.ranks,), (name,)))
     return module, weights, count
 
 

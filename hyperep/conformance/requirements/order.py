@@ -164,7 +164,7 @@ def layer(case: Case) -> None:
     platform, dim = case.platform, 6
     router = RouterConfig(num_experts=4 * case.ranks, top_k=3)
     moe = build_moe(platform, MoEConfig(dim=dim, hidden_dim=8, router=router), seed=3)
-    mesh = hyperep.init_device_mesh(platform, (case.ranks,), ("ep",))
+    mesh = case.mesh((case.ranks,), ("ep",))
     hyperep.ExpertParallel().apply(platform.named_modules(moe)["experts"], mesh)
     handles = platform.parameters(moe)
     x, g = (_spread(case, (23, dim), n, case.rank) for n in range(2))
@@ -204,7 +204,7 @@ def listing(case: Case) -> None:
     )
     paths = [f"{child}.{name}" for child in children for name in names]
     backwards = [f"{child}.of_{name}" for child in children for name in reversed(names)]
-    mesh = hyperep.init_device_mesh(platform, (case.ranks,), ("ep",))
+    mesh = case.mesh((case.ranks,), ("ep",))
     for sharded in (False, True):
         if sharded:
             for child in ("tenth", "second"):

@@ -237,7 +237,7 @@ def styles(case: Case) -> None:
             "Experts", {n: case.tensor(w) for n, w in zip(_NAMES, weights, strict=True)}, forward
         )
         module.takes = TAKES
-        style.apply(module, hyperep.init_device_mesh(platform, (case.ranks,), (name,)))
+        style.apply(module, case.mesh((case.ranks,), (name,)))
         tokens, handles = case.tensor(counts[me]), platform.parameters(module)
         out, (gx, *gw) = case.gradients(
             lambda x, module=module, tokens=tokens: module(x, tokens),

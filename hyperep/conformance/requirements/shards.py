@@ -21,7 +21,7 @@ _TRAINED = (*_SHARDED, Capability.AUTODIFF)
 
 
 def _mesh(case: Case) -> Any:
-    return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+    return case.mesh((case.ranks,), ("ep",))
 
 
 def _holder(case: Case, w: np.ndarray, b: np.ndarray | None = None, dtype: str | None = None) -> Any:
@@ -70,7 +70,7 @@ def distributed(case: Case) -> None:
 )
 def first_rank(case: Case) -> None:
     second = 2 if case.ranks % 2 == 0 else 1
-    mesh = hyperep.init_device_mesh(case.platform, (case.ranks // second, second), ("ep", "tp"))
+    mesh = case.mesh((case.ranks // second, second), ("ep", "tp"))
     shape = (2 * case.ranks, 3 * case.ranks)
     shard, replicate = hyperep.Shard, hyperep.Replicate()
     for placements in ([shard(0), shard(1)], [shard(1), replicate], [replicate, shard(0)], [replicate, replicate]):

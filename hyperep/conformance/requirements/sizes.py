@@ -289,7 +289,7 @@ def modules(case: Case) -> None:
         case.equal(got, want, what)
     platform.assign(handle, case.tensor(-w))
     case.equal(platform.local(handle), -w, "the parameter after another value was assigned")
-    mesh = hyperep.init_device_mesh(platform, (case.ranks,), ("ep",))
+    mesh = case.mesh((case.ranks,), ("ep",))
     hyperep.distribute_parameter(module, "w", mesh, [hyperep.Shard(0)])
     handle = platform.parameters(module)["w"]
     part = np.split(x, case.ranks)[case.rank]
@@ -311,7 +311,7 @@ def modules(case: Case) -> None:
 )
 def dispatching(case: Case) -> None:
     experts, rows = 300 * case.ranks, 40_000
-    mesh = hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+    mesh = case.mesh((case.ranks,), ("ep",))
     for hot in (False, True):
         share = np.full(experts, 1 / experts)
         if hot:

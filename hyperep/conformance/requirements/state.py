@@ -92,7 +92,7 @@ def assigned(case: Case) -> None:
 def sharded(case: Case) -> None:
     platform, dim, hidden, experts = case.platform, 5, 8, 2 * case.ranks
     module = GroupedExperts(platform, dim, hidden, experts)
-    hyperep.ExpertParallel().apply(module, hyperep.init_device_mesh(platform, (case.ranks,), ("ep",)))
+    hyperep.ExpertParallel().apply(module, case.mesh((case.ranks,), ("ep",)))
     handles = platform.parameters(module)
     counts = np.full(experts, 2)
     tokens = case.tensor(counts)

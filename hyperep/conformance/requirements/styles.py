@@ -43,10 +43,8 @@ class _Problem:
 
     def experts(self, style: Any, mesh: Any) -> Any:
         """The native experts, sharded by *style*."""
-        platform = self.case.platform
-        module = GroupedExperts(platform, _DIM, self.case.divisible(_HIDDEN), self.counts.shape[1])
-        for name, parameter in platform.parameters(module).items():
-            platform.assign(parameter, self.case.tensor(self.weights[name]))
+        module = GroupedExperts(self.case.platform, _DIM, self.case.divisible(_HIDDEN), self.counts.shape[1])
+        self.case.assign(module, self.weights)
         return style.apply(module, mesh)
 
     def inputs(self, data_rank: int) -> tuple[Any, Any]:
@@ -90,7 +88,7 @@ def _routed(case: Case, routing: str, data_ranks: int, experts_per_rank: int = 2
 
 
 def _ep_mesh(case: Case) -> Any:
-    return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+    return case.mesh((case.ranks,), ("ep",))
 
 
 # --------------------------------------------------------------------------------------------------- ExpertParallel
@@ -352,7 +350,7 @@ def indivisible(case: Case) -> None:
 def wrong_mesh(case: Case) -> None:
     module = GroupedExperts(case.platform, _DIM, case.divisible(_HIDDEN), case.ranks)
     for shape, names in (((case.ranks,), ("dp",)), ((case.ranks, 1), ("ep", "tp"))):
-        mesh = hyperep.init_device_mesh(case.platform, shape, names)
+        mesh = case.mesh(shape, names)
         case.raises(ValueError, functools.partial(hyperep.ExpertParallel().apply, module, mesh), "[ep]")
 
 
@@ -370,7 +368,9 @@ def threads(case: Case) -> None:
 
     style = hyperep.ExpertParallel()
     problems = [_Problem(case, _routed(case, name, case.ranks), n) for n, name in enumerate(("random", "hot-rank"))]
-    layers = [problem.experts(style, _ep_mesh(case)) for problem in problems]
+    # Not the mesh that checks share: each layer has a group of its own here.
+    meshes = [hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",)) for _ in problems]
+    layers = [problem.experts(style, mesh) for problem, mesh in zip(problems, meshes, strict=True)]
     with ThreadPoolExecutor(2) as pool:
         for _ in range(3):
             jobs = [pool.submit(p.agree, layer, case.rank) for p, layer in zip(problems, layers, strict=True)]
@@ -457,7 +457,7 @@ def no_tokens(case: Case) -> None:
     needs=("SWIGLU-grad", "SHARD-gradients", "COPY-grad", "REDUCE-grad", "MOD-wrap"),
 )
 def tp_parity(case: Case) -> None:
-    mesh = hyperep.init_device_mesh(case.platform, (case.ranks,), ("tp",))
+    mesh = case.mesh((case.ranks,), ("tp",))
     for routing in ("random", "empty-expert", "all-empty"):
         counts = _routed(case, routing, 1, 4)
         problem = _Problem(case, counts)
@@ -472,7 +472,7 @@ def tp_parity(case: Case) -> None:
     needs=("TP-parity",),
 )
 def tp_partial(case: Case) -> None:
-    mesh = hyperep.init_device_mesh(case.platform, (case.ranks,), ("tp",))
+    mesh = case.mesh((case.ranks,), ("tp",))
     problem = _Problem(case, _routed(case, "random", 1, 4))
     module = problem.experts(hyperep.TensorParallel(output_layout=hyperep.Partial()), mesh)
     partial = module(*problem.inputs(0))
@@ -490,7 +490,7 @@ def tp_partial(case: Case) -> None:
     min_ranks=2,
 )
 def tp_indivisible(case: Case) -> None:
-    mesh = hyperep.init_device_mesh(case.platform, (case.ranks,), ("tp",))
+    mesh = case.mesh((case.ranks,), ("tp",))
     module = GroupedExperts(case.platform, _DIM, case.ranks + 1, 2)
     case.raises(ValueError, lambda: hyperep.TensorParallel().apply(module, mesh), "tp")
     for name, parameter in case.platform.parameters(module).items():
@@ -501,7 +501,7 @@ def _etp_parity(routing: str) -> Requirement:
     def check(case: Case) -> None:
         for tp in (n for n in (1, 2, 4) if case.ranks % n == 0):
             shape = (case.ranks // tp, tp)
-            mesh = hyperep.init_device_mesh(case.platform, shape, ("ep", "tp"))
+            mesh = case.mesh(shape, ("ep", "tp"))
             problem = _Problem(case, _routed(case, routing, shape[0]), tp)
             case.note(mesh=shape)
             problem.agree(problem.experts(hyperep.ExpertTensorParallel(), mesh), mesh.get_local_rank("ep"))

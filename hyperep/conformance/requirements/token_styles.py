@@ -48,11 +48,8 @@ class Problem:
 
     def sharded(self, style: Any, mesh: Any) -> Any:
         """The native experts, sharded by *style*."""
-        platform = self.case.platform
-        module = GroupedExperts(platform, _DIM, self.case.divisible(_HIDDEN), self.experts)
-        handles = platform.parameters(module)
-        for name, value in zip(_NAMES, self.weights, strict=True):
-            platform.assign(handles[name], self.case.tensor(value))
+        module = GroupedExperts(self.case.platform, _DIM, self.case.divisible(_HIDDEN), self.experts)
+        self.case.assign(module, dict(zip(_NAMES, self.weights, strict=True)))
         return style.apply(module, mesh)
 
     def run(self, module: Any, data_rank: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -83,7 +80,7 @@ class Problem:
 
 
 def ep_mesh(case: Case) -> Any:
-    return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+    return case.mesh((case.ranks,), ("ep",))
 
 
 def shapes(ranks: int) -> list[tuple[int, int]]:
@@ -150,7 +147,7 @@ def two_levels(case: Case) -> None:
     one = ep_mesh(case)
     for shape in shapes(case.ranks):
         case.note(mesh=shape)
-        mesh = hyperep.init_device_mesh(case.platform, shape, ("node", "ep"))
+        mesh = case.mesh(shape, ("node", "ep"))
         for choices in ("duplicates", "nobody", "empty-rank", "all-empty") if min(shape) > 1 else ("nobody",):
             problem = Problem(case, choices, case.ranks)
             module = problem.sharded(hyperep.ExpertParallel(levels=("node", "ep")), mesh)
@@ -170,7 +167,7 @@ def two_levels(case: Case) -> None:
     needs=("TP-parity", "SUM-rows-no-row", "XP-argsort"),
 )
 def tp_tokens(case: Case) -> None:
-    mesh = hyperep.init_device_mesh(case.platform, (case.ranks,), ("tp",))
+    mesh = case.mesh((case.ranks,), ("tp",))
     for choices in ("random", "duplicates", "nobody", "all-empty"):
         problem = Problem(case, choices, 1)
         problem.agree(problem.sharded(hyperep.TensorParallel(), mesh), 0)
@@ -187,7 +184,7 @@ def tp_tokens(case: Case) -> None:
 )
 def etp_tokens(case: Case) -> None:
     for shape in shapes(case.ranks):
-        mesh = hyperep.init_device_mesh(case.platform, shape, ("ep", "tp"))
+        mesh = case.mesh(shape, ("ep", "tp"))
         for choices in ("duplicates", "nobody", "empty-rank", "all-empty"):
             problem = Problem(case, choices, shape[0])
             case.note(mesh=shape)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import hyperep
 from hyperep.conformance.case import Case
 from hyperep.conformance.choices import CHOICES, TOP_K, copies
 from hyperep.conformance.memory import freed
@@ -69,7 +68,7 @@ class _Tokens:
 
 
 def _mesh(case: Case) -> Any:
-    return hyperep.init_device_mesh(case.platform, (case.ranks,), ("ep",))
+    return case.mesh((case.ranks,), ("ep",))
 
 
 def _dispatch(case: Case, mesh: Any, tokens: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> tuple[Any, ...]:
@@ -463,7 +462,7 @@ def wire(case: Case) -> None:
 
 # -------------------------------------------------------------------------------------------------------- two levels
 def _two_levels(case: Case, shape: Sequence[int], experts: int) -> tuple[RoutedExperts, Any]:
-    mesh = hyperep.init_device_mesh(case.platform, tuple(shape), ("node", "ep"))
+    mesh = case.mesh(tuple(shape), ("node", "ep"))
     inside = over_ranks(_multiplying(case), mesh["ep"], _LOCAL * shape[1])
     return over_ranks(inside, mesh["node"], experts), mesh
 
