@@ -11,6 +11,7 @@ from typing import Any
 from hyperep.launch import Auxiliary, Launcher, LaunchPlan, RankProcess
 from hyperep.launch.host_memory import keep_memory
 from hyperep.launch.ports import free_port
+from hyperep_mindspore.blas import VARIABLE, better_kernels
 
 __all__ = ["MindSporeLauncher", "launcher"]
 
@@ -27,9 +28,12 @@ class MindSporeLauncher(Launcher):
         return os.environ.get("MS_ROLE") == "MS_WORKER"
 
     def plan(self, ranks: int) -> LaunchPlan:  # noqa: D102
+        better = better_kernels()
+        kernels = {} if better is None else {VARIABLE: better}
         if ranks == 1:
-            return LaunchPlan(processes=(RankProcess(ranks=(0,)),))
+            return LaunchPlan(processes=(RankProcess(ranks=(0,), environment=kernels),))
         common = {
+            **kernels,
             "MS_WORKER_NUM": str(ranks),
             "MS_SCHED_HOST": "127.0.0.1",
             "MS_SCHED_PORT": str(free_port()),

@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import communication, mint
 
 from hyperep.launch.tasks import integer, refuse_tasks
+from hyperep_mindspore.blas import warn_of_slow_kernels
 
 __all__ = ["SELF", "World", "is_launched", "join_world"]
 
@@ -52,6 +53,8 @@ def join_world(device: str | None = None) -> World:
         communication.init()
         raise SystemExit(0)
     device = _choose(device)
+    if device == "cpu":
+        warn_of_slow_kernels()
     if not mint.distributed.is_initialized():
         if not is_launched(os.environ):
             refuse_tasks(os.environ, "MindSpore", "launch with msrun, or start one task")
