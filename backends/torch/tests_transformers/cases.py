@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 TOLERANCE = 1e-5
 
@@ -258,6 +259,45 @@ def fully_sharded(platform: Any, name: str) -> None:
     divided = hep.expert_parallelize(copy.deepcopy(build(name)), mesh["ep"])
     with pytest.raises(ValueError, match=r"divides the gradients of experts itself.*gradients='sum'"):
         hyperep_torch.fully_shard(divided, mesh)
+
+
+def balanced_globally(platform: Any, name: str, padded: bool) -> None:
+    """The loss and its gradients are transformers' own over one batch of all ranks' tokens, which differ in number."""
+    ranks, mesh = platform.world_size, ep_mesh()
+    reference = build(name)
+    reference.config._experts_implementation = "eager"
+    reference.config.router_aux_loss_coef = 0.0
+    model = hep.expert_parallelize(copy.deepcopy(reference), mesh)
+    top_k, num_experts = reference.config.num_experts_per_tok, 8
+    batches = [batch(rank) for rank in range(ranks)]
+    masks = [torch.ones_like(ids) for ids in batches]
+    if padded:
+        for rank, mask in enumerate(masks):
+            mask[1, : 3 + 2 * rank] = 0
+
+    def routed(of: nn.Module, rank: int) -> Any:
+        return of(input_ids=batches[rank], attention_mask=masks[rank], output_router_logits=True).router_logits
+
+    given = {"attention_mask": masks[platform.rank]} if padded else {}
+    part = hep.global_balance_loss(routed(model, platform.rank), mesh, top_k=top_k, **given)
+    part.backward()
+
+    every = [routed(reference, rank) for rank in range(ranks)]
+    together = tuple(torch.cat(layer) for layer in zip(*every, strict=True))
+    mask = torch.cat([m.flatten() for m in masks]) if padded else None
+    wanted = load_balancing_loss_func(together, num_experts, top_k, mask)
+    wanted.backward()
+    assert relative(averaged(part)[None], wanted.detach()[None]) < TOLERANCE
+    own = load_balancing_loss_func(every[platform.rank], num_experts, top_k, masks[platform.rank] if padded else None)
+    assert relative(own.detach()[None], wanted.detach()[None]) > 1e-3, "the data do not tell one loss from the other"
+    compared = 0
+    for (key, found), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        if expected.grad is None or expected.grad.abs().max() < 1e-7:
+            continue
+        got = whole(found.grad) if isinstance(found, DTensor) else averaged(found.grad)
+        assert relative(got, expected.grad) < TOLERANCE, (key, relative(got, expected.grad))
+        compared += "gate" in key
+    assert compared, "no router among the parameters that were compared"
 
 
 def with_lora(platform: Any, name: str, directory: str) -> None:

@@ -34,6 +34,11 @@ def test_hyperep_fully_shard(four):
     four.run(cases.fully_sharded, MODEL)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_balance_over_all_ranks(two, padded):
+    two.run(cases.balanced_globally, MODEL, padded)
+
+
 @pytest.mark.composes("LoRA", "beside frozen, spread experts")
 def test_lora_beside_spread_experts(two, tmp_path):
     two.run(cases.with_lora, MODEL, str(tmp_path))

@@ -10,6 +10,7 @@ Two doors lead in. Importing this package registers both halves of the first wit
 In both the experts are computed by hyperep's grouped products, from the weights as transformers keeps them.
 """
 
+from hyperep_torch.transformers.balance import global_balance_loss
 from hyperep_torch.transformers.implementation import HyperepEP
 from hyperep_torch.transformers.kernels import EXPERTS_IMPLEMENTATION
 from hyperep_torch.transformers.loads import LayerLoad, load_report
@@ -22,6 +23,7 @@ __all__ = [
     "LayerLoad",
     "expert_parallelize",
     "full_state_dict",
+    "global_balance_loss",
     "load_report",
     "save_pretrained",
 ]
