@@ -355,6 +355,11 @@ def with_lora_on_experts(platform: Any, name: str, order: str, directory: str) -
         assert torch.equal(read["spread"][key], value), key
     back = peft.PeftModel.from_pretrained(build(name), files["spread"])
     assert relative(back(input_ids=ids).logits, wanted(input_ids=ids).logits) < TOLERANCE
+    # Read from the file, and the experts spread afterwards; and read for experts that are spread already.
+    hep.expert_parallelize(back, ep_mesh())
+    late = peft.PeftModel.from_pretrained(hep.expert_parallelize(build(name), ep_mesh()), files["spread"])
+    for loaded in (back, hyperep_torch.shard_adapters(late)):
+        assert relative(loaded(input_ids=ids).logits, wanted(input_ids=ids).logits) < TOLERANCE
     with model.disable_adapter(), wanted.disable_adapter():
         assert relative(model(input_ids=ids).logits, wanted(input_ids=ids).logits) < TOLERANCE
     merged = copy.deepcopy(model).merge_and_unload()
