@@ -173,7 +173,8 @@ def _piped(platform, kind):
     "1F1B, interleaved 1F1B, interleaved zero bubble, ZBV, DualPipeV; experts over the ranks of each stage",
 )
 def test_pipelines(four, kind):
-    four.run(_piped, kind)
+    if not all(four.run(_piped, kind)):
+        pytest.skip(f"this PyTorch has no schedule {kind}")
 
 
 # -------------------------------------------------------------------------------------- what is kept beside weights
