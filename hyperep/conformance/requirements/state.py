@@ -13,8 +13,8 @@ import numpy as np
 import hyperep
 from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
+from hyperep.conformance.memory import TIMES, kept_bytes, overwrite, watch
 from hyperep.conformance.memory import freed as freed_by_now
-from hyperep.conformance.memory import kept_bytes, overwrite, watch
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.moe import GroupedExperts
 from hyperep.platform.capabilities import Capability
@@ -23,8 +23,6 @@ _TOLERANCE = 1e-4
 _NAMES = ("w1", "w2", "w3")
 _CALLS, _BYTES = 24, 256 * 1024
 """Calls whose memory is watched, and the size of an operand of each."""
-_TIMES = 6
-"""How often memory must have grown by too much. Eight ranks over gloo came to an end after two to four times."""
 
 
 # ----------------------------------------------------------------------------------------------------------- weights
@@ -297,11 +295,10 @@ def steady(case: Case) -> None:
 
     if not any(anywhere([grown(*steps)])):
         return
-    # Every member alone says which one it is. What is kept grows each time; what an allocator takes, because results
-    # were under way in more threads at once than ever before, comes to an end.
+    # Every member alone says which one it is.
     least = dict.fromkeys(steps, sys.maxsize)
     suspects = list(steps)
-    for _ in range(_TIMES):
+    for _ in range(TIMES):
         least.update({name: min(least[name], grown(name)) for name in suspects})
         suspects = list(itertools.compress(suspects, anywhere([least[name] for name in suspects])))
         if not suspects:
