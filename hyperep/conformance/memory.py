@@ -14,8 +14,8 @@ from typing import Any
 __all__ = ["TIMES", "freed", "kept_bytes", "overwrite", "watch"]
 
 TIMES = 6
-"""How often memory must grow by too much. What is kept grows each time; what an allocator takes, because results were
-under way in more threads at once than ever before, comes to an end: of eight ranks over gloo after two to four times."""
+"""How often memory must grow by too much. What is kept grows each time. What an allocator takes, because results were
+under way in more threads at once than ever before, comes to an end: for eight ranks over gloo after two to four."""
 
 
 def overwrite(tensor: Any, value: Any) -> bool:
