@@ -39,8 +39,9 @@ def reason_against() -> str:
         return "network namespaces are Linux's"
     if os.geteuid():
         return "network namespaces need root"
-    if not shutil.which("ip"):
-        return "no program ip; install iproute2"
+    for program in ("ip", "tc"):
+        if not shutil.which(program):
+            return f"no program {program} on PATH; install iproute2"
     probe = f"hyperep-{os.getpid()}-probe"
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
     if made.returncode:
