@@ -37,10 +37,12 @@ def kernels_for(chosen: Collection[str], features: Collection[str]) -> str | Non
 
 def better_kernels() -> str | None:
     """The name of better kernels than those that NumPy's products have in this process, if there are any."""
-    chosen = [library.get("architecture", "") for library in threadpoolctl.threadpool_info()]
-    if _OLDEST not in chosen or VARIABLE in os.environ:
+    if VARIABLE in os.environ:
         return None
-    return kernels_for(chosen, np.show_config(mode="dicts")["SIMD Extensions"]["found"])
+    chosen = [library.get("architecture", "") for library in threadpoolctl.threadpool_info()]
+    # NumPy leaves out what is empty: a processor that has no more than NumPy takes for granted has no "found".
+    features = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
+    return kernels_for(chosen, features)
 
 
 def warn_of_slow_kernels() -> None:

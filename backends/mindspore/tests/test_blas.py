@@ -47,6 +47,13 @@ def test_launched_ranks_get_better_kernels_and_a_choice_of_the_user_s_stays(monk
     assert blas.VARIABLE not in launcher.launcher.plan(2).processes[0].environment
 
 
+def test_a_processor_with_nothing_beyond_the_baseline_is_left_alone(monkeypatch):
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [{"architecture": "Prescott"}])
+    monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": {"baseline": ["SSE", "SSE2", "SSE3"]}})
+    monkeypatch.delenv(blas.VARIABLE, raising=False)
+    assert blas.better_kernels() is None
+
+
 @pytest.mark.skipif(machine.machine() != "x86_64", reason="the names of kernels are those of x86-64")
 def test_openblas_listens_to_the_variable_and_threadpoolctl_tells():
     """What the rest takes for granted of NumPy's wheel."""
