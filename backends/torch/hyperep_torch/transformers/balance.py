@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hyperep.moe import Routing, global_load_balancing_loss
 from hyperep.platform.selection import adopt_mesh
 
 __all__ = ["global_balance_loss"]
@@ -58,19 +59,14 @@ def global_balance_loss(
             f"attention_mask has {attention_mask.numel()} tokens, but router_logits {tokens}; give the mask that the "
             "model was called with"
         )
-    mesh = adopt_mesh(mesh)
-    shape, device = (tokens, 1), router_logits[0].device
-    real = (
-        torch.ones(shape, device=device) if attention_mask is None else attention_mask.reshape(shape).to(device).float()
-    )
-    shares = torch.zeros(num_experts, device=device)
-    counted = torch.zeros(num_experts + 1, device=device)  # choices of each expert; and at last the tokens
-    for logits in router_logits:
-        scores = logits.float().softmax(dim=-1)
-        shares = shares + (scores * real).sum(dim=0)
-        chosen = scores.detach().topk(top_k, dim=-1).indices
-        counted[:-1].index_add_(0, chosen.flatten(), real.expand(tokens, top_k).flatten())
-        counted[-1] += real.sum()
-    counted = mesh.platform.all_reduce(counted, mesh.get_group())
-    total = counted[-1].clamp(min=1)
-    return num_experts * mesh.size() * (counted[:-1] * shares).sum() / (total * total)
+    mesh, device = adopt_mesh(mesh), router_logits[0].device  # layers may be on several
+    # All layers are one routing of so many tokens more; what is padding has chosen nobody.
+    logits = torch.cat([of_layer.to(device) for of_layer in router_logits]).float()
+    scores = logits.softmax(dim=-1)
+    weights, chosen = scores.topk(top_k, dim=-1)
+    real = None
+    if attention_mask is not None:
+        real = (attention_mask.reshape(tokens).to(device) != 0).repeat(len(router_logits))
+        chosen = chosen.masked_fill(~real[:, None], num_experts)
+    routing = Routing(experts=chosen, scores=weights, probabilities=scores, logits=logits, mask=real)
+    return top_k * global_load_balancing_loss(mesh.platform, routing, mesh)
