@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import gc
 import mmap
+import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TIMES", "freed", "kept_bytes", "overwrite", "watch"]
+import numpy as np
 
-TIMES = 6
+from hyperep.conformance.case import Case
+
+__all__ = ["freed", "keeps_growing", "kept_bytes", "overwrite", "too_many_anywhere", "watch"]
+
+_TIMES = 6
 """How often memory must grow by too much. What is kept grows each time. What an allocator takes, because results were
 under way in more threads at once than ever before, comes to an end: for eight ranks over gloo after two to four."""
 
@@ -74,6 +80,29 @@ def kept_bytes(call: Callable[[int], Any], *, calls: int, barrier: Callable[[], 
         return max(0, measured() - start)
     finally:
         gc.unfreeze()
+
+
+def too_many_anywhere(case: Case, bytes_more: Sequence[int], allowed: int) -> list[bool]:
+    """Which of *bytes_more* are *allowed* or more on any rank. Collective, so that all ranks go on together."""
+    of_ranks = case.platform.all_to_all_single(case.tensor(np.tile(np.array(bytes_more), (case.ranks, 1))))
+    return [bool(most >= allowed) for most in case.host(of_ranks).max(axis=0)]
+
+
+def keeps_growing(case: Case, grown: Mapping[str, Callable[[], int]], allowed: int) -> dict[str, int]:
+    """What grows by *allowed* bytes or more on this rank each time, with the least of them. Collective.
+
+    Args:
+        case: of the check.
+        grown: by name, what measures growth once, as :func:`kept_bytes` does.
+        allowed: bytes, the same on all ranks.
+    """
+    least, suspects = dict.fromkeys(grown, sys.maxsize), list(grown)
+    for _ in range(_TIMES):
+        if not suspects:
+            break
+        least |= {name: min(least[name], grown[name]()) for name in suspects}
+        suspects = list(compress(suspects, too_many_anywhere(case, [least[name] for name in suspects], allowed)))
+    return {name: least[name] for name in suspects if least[name] >= allowed}
 
 
 def _resident() -> int:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 import hyperep
 from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
-from hyperep.conformance.memory import TIMES, kept_bytes, overwrite, watch
 from hyperep.conformance.memory import freed as freed_by_now
+from hyperep.conformance.memory import keeps_growing, kept_bytes, overwrite, too_many_anywhere, watch
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.moe import GroupedExperts
 from hyperep.platform.capabilities import Capability
@@ -288,20 +287,8 @@ def steady(case: Case) -> None:
 
         return kept_bytes(run, calls=_CALLS, barrier=case.platform.barrier)
 
-    def anywhere(bytes_more: list[int]) -> list[bool]:
-        """Which of them are too many on any rank, so that all ranks go on together."""
-        most = case.host(case.platform.all_reduce(case.tensor(np.array(bytes_more)), op="max"))
-        return (most >= allowed).tolist()
-
-    if not any(anywhere([grown(*steps)])):
+    if not any(too_many_anywhere(case, [grown(*steps)], allowed)):
         return
     # Every member alone says which one it is.
-    least = dict.fromkeys(steps, sys.maxsize)
-    suspects = list(steps)
-    for _ in range(TIMES):
-        least.update({name: min(least[name], grown(name)) for name in suspects})
-        suspects = list(itertools.compress(suspects, anywhere([least[name] for name in suspects])))
-        if not suspects:
-            return
-    guilty = {name: least[name] for name in suspects if least[name] >= allowed}
+    guilty = keeps_growing(case, {name: functools.partial(grown, name) for name in steps}, allowed)
     case.is_true(not guilty, f"bytes more after {_CALLS} calls with {_BYTES} bytes each, by member: {guilty}")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import hyperep
 from hyperep.conformance import oracle
 from hyperep.conformance.case import Case
-from hyperep.conformance.memory import TIMES, freed, kept_bytes, watch
+from hyperep.conformance.memory import freed, keeps_growing, kept_bytes, watch
 from hyperep.conformance.requirement import Level, Requirement, requirement
 from hyperep.conformance.routings import ROUTINGS
 from hyperep.moe import GroupedExperts, MoEConfig, RouterConfig, build_moe
@@ -307,13 +306,9 @@ def memory(case: Case) -> None:
     problem.counts = np.full((case.ranks, 2 * case.ranks), 8000 // case.ranks)
     problem.rows = [case.normal((int(n), _DIM), 20, r) for r, n in enumerate(problem.counts.sum(axis=1))]
     calls, size = 30, problem.rows[case.rank].nbytes
-    least = sys.maxsize
-    for _ in range(TIMES):
-        least = min(least, kept_bytes(step, calls=calls, barrier=case.platform.barrier))
-        of_ranks = case.platform.all_to_all_single(case.tensor(np.full(case.ranks, least)))
-        if (case.host(of_ranks) < calls * size // 2).all():
-            return
-    case.is_true(least < calls * size // 2, f"{least} bytes more after {calls} steps with {size} bytes each")
+    grown = functools.partial(kept_bytes, step, calls=calls, barrier=case.platform.barrier)
+    guilty = keeps_growing(case, {"steps": grown}, calls * size // 2)
+    case.is_true(not guilty, f"{guilty.get('steps')} bytes more after {calls} steps with {size} bytes each")
 
 
 @requirement(
