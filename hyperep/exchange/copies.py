@@ -44,7 +44,7 @@ def choices_by_rank(platform: Platform[Any], indices: Any, ranks: int, local: in
     """
     xp = platform.xp
     starts = xp.reshape(platform.arange(0, (ranks + 1) * local, local, dtype=indices.dtype), (ranks + 1, 1, 1))
-    from_start = xp.sum(xp.astype(xp.expand_dims(indices, axis=0) >= starts, xp.int64), axis=2)  # [R + 1, T]
+    from_start = xp.sum(xp.astype(indices >= starts, xp.int64), axis=2)  # [R + 1, T]
     return from_start[:-1] - from_start[1:]
 
 

@@ -24,9 +24,10 @@ from hyperep.mesh import DeviceMesh
 from hyperep.platform.dtypes import dtype_named
 from hyperep.platform.protocol import Platform
 
-__all__ = ["Check", "Common", "Said", "dtype_bytes", "dtype_name", "dtype_number", "kind_of"]
+__all__ = ["Check", "Common", "Said", "dtype_bytes", "dtype_name", "dtype_number", "is_floating", "kind_of"]
 
-_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
+_FLOATING = ("float16", "bfloat16", "float32", "float64")
+_DTYPES = (*_FLOATING, "int32", "int64", "bool")
 """Dtypes that ranks tell each other by number; a platform may lack some."""
 
 
@@ -79,7 +80,13 @@ class Check:
         return 3 + sum(common.size for common in self.common) + self.measured
 
     def message(
-        self, platform: Platform[Any], ranks: int, room: int, said: Said, payload: Any = None, measured: Any = None
+        self,
+        platform: Platform[Any],
+        ranks: int,
+        room: int,
+        said: Said,
+        payload: Sequence[Any] = (),
+        measured: Any = None,
     ) -> Any:
         """What this rank sends: int64 ``[R, room + header]``, for each rank its part of *payload*, then the header.
 
@@ -88,19 +95,20 @@ class Check:
             ranks: ``R``.
             room: integers for the payload, the same on all ranks; what is not used is zero.
             said: the header's words.
-            payload: int64 tensor ``[R, P]`` with ``P <= room``; left out if there is a fault.
+            payload: int64 tensors ``[R, P]``, together no wider than *room*; left out if there is a fault.
             measured: int64 tensor of the measured values.
         """
-        known = np.array([said.fault, *said.values, *said.common], dtype=np.int64)
-        if payload is None:
+        known = (said.fault, *said.values, *said.common)
+        if not payload:
             host = np.zeros((ranks, room + self.header), dtype=np.int64)
             host[:, room : room + len(known)] = known
             return platform.from_host(host)
         xp = platform.xp
-        parts = [payload]
-        if payload.shape[1] < room:
-            parts.append(xp.zeros((ranks, room - payload.shape[1]), dtype=xp.int64))
-        parts.append(platform.from_host(np.tile(known, (ranks, 1))))
+        parts = list(payload)
+        left = room - sum(part.shape[1] for part in payload)
+        if left:
+            parts.append(xp.zeros((ranks, left), dtype=xp.int64))
+        parts.append(platform.from_host(np.array([known] * ranks, dtype=np.int64)))
         if measured is not None:
             parts.append(xp.broadcast_to(measured, (ranks, self.measured)))
         return xp.concat(parts, axis=1)
@@ -143,6 +151,11 @@ def dtype_number(xp: Any, dtype: Any) -> int:
     """A number by which ranks tell each other a dtype; different for different dtypes."""
     name = dtype_named(xp, dtype, _DTYPES)
     return -1 - zlib.crc32(str(dtype).encode()) if name is None else _DTYPES.index(name)
+
+
+def is_floating(number: int) -> bool:
+    """Whether that is the number of a floating dtype."""
+    return 0 <= number < len(_FLOATING)
 
 
 def dtype_bytes(dtype: Any) -> int:

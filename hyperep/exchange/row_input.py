@@ -88,7 +88,7 @@ class RowInput:
             measured = xp.stack([xp.sum(self.counts), xp.min(self.counts)])  # [2]
         else:
             measured = xp.zeros((2,), dtype=xp.int64)
-        return CHECK.message(platform, ranks, room, self.said, self.counts[:, :room], measured)
+        return CHECK.message(platform, ranks, room, self.said, [self.counts[:, :room]], measured)
 
 
 def inspect(platform: Platform[Any], rows: Any, tokens_per_expert: Any, num_experts: Any, ranks: int) -> RowInput:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.exchange.copies import choices_by_rank
-from hyperep.exchange.faults import Check, Common, Said, dtype_name, dtype_number, kind_of
-from hyperep.platform.dtypes import dtype_named
+from hyperep.exchange.faults import Check, Common, Said, dtype_name, dtype_number, is_floating, kind_of
 from hyperep.platform.protocol import Platform
 
 __all__ = ["CHECK", "HEADER", "Counts", "TokenInput", "header", "inspect", "most_tokens"]
@@ -22,7 +21,6 @@ Bounds = Sequence[tuple[int, int]]
 
 
 _FOREIGN_TENSOR, _TOKENS, _INDICES, _WEIGHTS, _NOT_INTEGER, _NOT_FLOATING = range(1, 7)
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
 _COUNTS = 2
 """Of copies of tokens, and of choices, for each rank and part: what the message holds beside the header."""
 
@@ -90,22 +88,23 @@ class TokenInput:
     indices: Any = None
 
     def message(self, platform: Platform[Any], ranks: int, parts: Bounds) -> Any:
-        """What this rank sends: int64 ``[R, 2 C + header]``, for each rank copies and choices of C parts."""
+        """What this rank sends: int64 ``[R, 2 C + header]``, for each rank copies and choices of each of C parts."""
         room = _COUNTS * len(parts)
         if self.by_rank is None:
-            return self.told(platform, ranks, room, None)
+            return self.told(platform, ranks, room)
         xp = platform.xp
         sent = xp.astype(self.by_rank > 0, xp.int64)  # [R, T]
-        counts = [xp.sum(of[:, a:b], axis=1) for of in (sent, self.by_rank) for a, b in parts]  # 2 C of [R]
-        return self.told(platform, ranks, room, xp.stack(counts, axis=1))
+        both = xp.stack([sent, self.by_rank], axis=1)  # [R, 2, T]
+        return self.told(platform, ranks, room, *(xp.sum(both[:, :, a:b], axis=2) for a, b in parts))  # C of [R, 2]
 
-    def told(self, platform: Platform[Any], ranks: int, room: int, counts: Any) -> Any:
-        """A message of *counts*, int64 ``[R, room]``, and the header; without counts if the input is faulty."""
-        if counts is None:
+    def told(self, platform: Platform[Any], ranks: int, room: int, *counts: Any) -> Any:
+        """A message of *counts*, int64, *room* columns together, and the header; without counts for a faulty input."""
+        if self.by_rank is None:
             return CHECK.message(platform, ranks, room, self.said)
         xp = platform.xp
         if math.prod(self.indices.shape):
-            extremes = xp.astype(xp.stack([xp.min(self.indices), xp.max(self.indices)]), xp.int64)
+            extremes = xp.stack([xp.min(self.indices), xp.max(self.indices)])
+            extremes = extremes if extremes.dtype == xp.int64 else xp.astype(extremes, xp.int64)
         else:
             extremes = xp.zeros((2,), dtype=xp.int64)
         return CHECK.message(platform, ranks, room, self.said, counts, extremes)
@@ -124,7 +123,7 @@ class Counts:
     def of(cls, host_message: np.ndarray, parts: int) -> Counts:
         """Those that a message tells."""
         told = host_message[:, : _COUNTS * parts].T.tolist()  # small; Python adds its numbers faster than NumPy
-        return cls(tuple(map(tuple, told[:parts])), tuple(map(sum, told[parts:])))
+        return cls(tuple(map(tuple, told[::_COUNTS])), tuple(map(sum, told[1::_COUNTS])))
 
     def joined(self, parts: int) -> Counts:
         """The same for fewer *parts*, a divisor of what there are."""
@@ -160,8 +159,9 @@ def inspect(
     xp = platform.xp
     if indices.dtype not in (xp.int32, xp.int64):
         return faulty(_NOT_INTEGER, f"indices have dtype {indices.dtype}")
-    if dtype_named(xp, weights.dtype, _FLOATING) is None:
+    weighed_in = dtype_number(xp, weights.dtype)
+    if not is_floating(weighed_in):
         return faulty(_NOT_FLOATING, f"weights have dtype {weights.dtype}")
-    token = (shapes[0][1], dtype_number(xp, tokens.dtype), shapes[1][1], dtype_number(xp, weights.dtype))
+    token = (shapes[0][1], dtype_number(xp, tokens.dtype), shapes[1][1], weighed_in)
     said = Said(values=(num_experts, shapes[0][0]), common=(num_experts, *token))
     return TokenInput(said, choices_by_rank(platform, indices, ranks, num_experts // ranks), indices)

@@ -38,7 +38,9 @@ class ArrayNamespace:
         self.minimum = _with_scalars(torch.minimum)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(compat, name)
+        value = getattr(compat, name)
+        self.__dict__[name] = value  # found at once from the next time on, as each step of a layer asks for some
+        return value
 
     def matmul(self, x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
         """Matrix product in the dtype of its factors, also under autocast: the standard's result dtypes know of none.

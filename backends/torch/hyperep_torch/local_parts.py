@@ -9,7 +9,6 @@ parameter has. ``_OpenAll`` and ``_as_gradient`` are the only users of what DTen
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 __all__ = ["local_part", "local_parts"]
+
+_SIMPLE = (Shard, Replicate)
 
 
 def local_part(value: Any) -> Any:
@@ -41,7 +42,7 @@ def local_parts(tensors: Sequence[DTensor]) -> tuple[torch.Tensor, ...]:
 
 def _is_simple(tensor: DTensor) -> bool:
     """Whether the gradient has the layout of the tensor; that of a pending sum has another."""
-    return all(isinstance(placement, Shard | Replicate) for placement in tensor.placements)
+    return all(isinstance(placement, _SIMPLE) for placement in tensor.placements)
 
 
 class _OpenAll(torch.autograd.Function):
@@ -69,5 +70,12 @@ def _as_gradient(gradient: torch.Tensor, spec: Any, stride: tuple[int, ...]) -> 
         # Somebody differentiates the gradient itself; or the layout has another dtype, as in FSDP2's mixed precision.
         whole = {"shape": spec.tensor_meta.shape, "stride": spec.tensor_meta.stride}
         return DTensor.from_local(gradient, spec.mesh, spec.placements, run_check=False, **whole)
-    # A copy, because PyTorch's operators write into the layouts of their results.
-    return DTensor(gradient, copy.copy(spec), requires_grad=False)
+    return DTensor(gradient, _copied(spec), requires_grad=False)
+
+
+def _copied(spec: Any) -> Any:
+    """Another layout, because PyTorch's operators write into those of their results; one that knows its hash too."""
+    hash(spec)
+    layout = object.__new__(type(spec))
+    layout.__dict__.update(spec.__dict__)
+    return layout
