@@ -5,7 +5,8 @@
 
 Both are loaded by ``from_pretrained`` with a ``DistributedConfig``, and are FSDP2's over the same ranks. Gradients are
 compared first. Then steps (forward and backward) take turns, so that other work on the machine disturbs both alike;
-what counts is the ratio of the medians.
+what counts is the ratio of the medians. The floor is the same model whose layers of experts do what none can do
+without: raw exchanges of each token once there and back, its gradient too, and dense products of as many rows.
 """
 
 from __future__ import annotations
@@ -22,14 +23,75 @@ import torch
 import torch.distributed as dist
 from hyperep_torch.host_memory import keep_memory
 from hyperep_torch.transformers import EXPERTS_IMPLEMENTATION
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, logging
 from transformers.distributed import DistributedConfig
+from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 WAYS = {
     # ep_implementation, experts_implementation
     "transformers": ("all_to_all", "grouped_mm"),
     "hyperep": ("hyperep", EXPERTS_IMPLEMENTATION),
+    "floor": ("floor", EXPERTS_IMPLEMENTATION),
 }
+
+
+class Floor(EPImplementation):
+    """Exchanges and products of a layer's sizes, on its own weights; what they are of is meaningless."""
+
+    def __init__(self, experts: nn.Module, ep_mesh: DeviceMesh, tp_mesh: DeviceMesh) -> None:
+        super().__init__(experts, ep_mesh, tp_mesh)
+        self.experts = experts
+        self.sizes: tuple[list[int], list[int]] | None = None
+        """Tokens to each rank, and from each."""
+
+    def __call__(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+        """As experts are called; in every step on the same tokens."""
+        if self.sizes is None:
+            self.sizes, rows = self._counted(top_k_index)
+            self.rows = hidden_states.new_ones(rows, hidden_states.shape[1])
+        return _Raw.apply(hidden_states, self.experts.gate_up_proj, self.experts.down_proj, self)
+
+    def _counted(self, indices: torch.Tensor) -> tuple[tuple[list[int], list[int]], int]:
+        """The sizes, and how many rows this rank's experts have."""
+        owners = indices // self.num_local_experts
+        ranks = range(self.ep_mesh.size())
+        told = torch.tensor([[(owners == rank).any(1).sum(), (owners == rank).sum()] for rank in ranks])
+        heard = torch.empty_like(told)
+        dist.all_to_all_single(heard, told, group=self.ep_mesh.get_group())
+        return (told[:, 0].tolist(), heard[:, 0].tolist()), int(heard[:, 1].sum())
+
+    def there_and_back(self, tokens: torch.Tensor) -> None:
+        """Each token to the ranks of its experts, and as much back."""
+        sent, received = self.sizes
+        group, width = self.ep_mesh.get_group(), tokens.shape[1]
+        copies, here = tokens.new_empty(sum(sent), width), tokens.new_empty(sum(received), width)
+        dist.all_to_all_single(here, copies, received, sent, group)
+        dist.all_to_all_single(copies, here, sent, received, group)
+
+
+class _Raw(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, floor: Floor) -> Any:
+        floor.there_and_back(tokens)
+        rows = floor.rows
+        hidden = rows @ gate_up[0].T
+        half = hidden[:, : down.shape[2]].contiguous()
+        _ = half @ down[0].T
+        ctx.floor = floor
+        ctx.save_for_backward(rows, gate_up, down, hidden, half)
+        return tokens.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, gate_up, down, hidden, half = ctx.saved_tensors
+        ctx.floor.there_and_back(gradient)
+        _ = rows @ down[0], rows.T @ half, hidden @ gate_up[0], hidden.T @ rows
+        return gradient, torch.empty_like(gate_up), torch.empty_like(down), None
+
+
+EPImplementationInterface.register("floor", Floor)
 
 
 def settings() -> argparse.Namespace:
@@ -107,6 +169,7 @@ def main() -> None:
     figures = {
         **{f"{way}_ms": round(median, 2) for way, median in medians.items()},
         "ratio": round(medians["hyperep"] / medians["transformers"], 3),
+        "floor_ratio": round(medians["floor"] / medians["transformers"], 3),
         "ranks": dist.get_world_size(),
         "settings": {key: value for key, value in vars(args).items() if key != "json"},
     }

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from hyperep_torch.stacked import StackedExperts
 
-__all__ = ["SAVED_AS", "full_state_dict"]
+__all__ = ["SAVED_AS", "full_state_dict", "gathered", "saved_otherwise"]
 
 SAVED_AS = "_hyperep_saved_as"
 """Attribute of a module: how whole tensors of its own parameters, by name, become what the model's checkpoints hold."""
@@ -36,7 +36,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
 def gathered(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """:func:`full_state_dict` of the entries *state* of the model's own."""
     first = not dist.is_initialized() or dist.get_rank() == 0
-    saved_as = _saved_as(model)
+    saved_as = saved_otherwise(model)
     whole: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, DTensor):
@@ -49,7 +49,7 @@ def gathered(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _saved_as(model: nn.Module) -> dict[str, Callable[[torch.Tensor], Mapping[str, Any]]]:
+def saved_otherwise(model: nn.Module) -> dict[str, Callable[[torch.Tensor], Mapping[str, Any]]]:
     """What becomes of entries of the state dict that are saved otherwise, by their names."""
     found: dict[str, Callable[[torch.Tensor], Mapping[str, Any]]] = {}
 

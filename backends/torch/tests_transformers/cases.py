@@ -18,13 +18,14 @@ import torch
 import torch.distributed as dist
 from architectures import VOCABULARY, build
 from hyperep_torch.transformers.find import find_experts
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, modeling_utils
 from transformers.distributed import DistributedConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
@@ -179,6 +180,72 @@ def generated(platform: Any, name: str) -> None:
         expected = reference.generate(prompt, **settings)
     assert found.shape == (2, prompt.shape[1] + new)
     assert torch.equal(found, expected)
+
+
+class _Pieces:
+    """A file of safetensors that adds up how many numbers are read from it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.file = safe_open(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def get_slice(self, name: str) -> Any:
+        return _Piece(self.file.get_slice(name))
+
+
+class _Piece:
+    read = 0
+
+    def __init__(self, piece: Any) -> None:
+        self.piece = piece
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.piece, name)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        found = self.piece[index]
+        _Piece.read += found.numel()
+        return found
+
+
+def read_by_owners(platform: Any, name: str, directory: str) -> None:
+    """Each rank reads the whole of what is not experts, and of those its own; and trains as the whole model."""
+    reference = build(name)
+    reference.config._experts_implementation = "eager"
+    if platform.rank == 0:
+        reference.save_pretrained(directory)
+    dist.barrier()
+    _Piece.read = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_utils, "safe_open", _Pieces)
+        model = hep.from_pretrained(AutoModelForCausalLM, directory, ep_mesh(), dtype=torch.float32)
+    assert type(model) is type(reference)
+    for (key, found), (other, wanted) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        assert key == other
+        assert torch.equal(whole(found.detach()), wanted), key
+    for (key, found), (other, wanted) in zip(model.named_buffers(), reference.named_buffers(), strict=True):
+        assert key == other
+        assert torch.equal(found, wanted), key
+    sharded = sum(p.numel() for p in model.parameters() if isinstance(p, DTensor))
+    assert sharded > 10_000
+    ranks = platform.world_size
+    numbers = sum(value.numel() for value in dict(reference.state_dict(keep_vars=True)).values())
+    assert _Piece.read == numbers - sharded + sharded // ranks
+    ids = batch(platform.rank)
+    for each in (model.train(), reference.train()):
+        each(input_ids=ids, labels=ids).loss.backward()
+    require_same_gradients(model, reference)
+
+
+def refused_before_reading(platform: Any, name: str, directory: str) -> None:
+    """Experts that are kept in another shape than in the files."""
+    if platform.rank == 0:
+        build(name).save_pretrained(directory)
+    dist.barrier()
+    with pytest.raises(ValueError, match="in another shape than its files"):
+        hep.from_pretrained(AutoModelForCausalLM, directory, ep_mesh())
 
 
 def saved_and_loaded(platform: Any, name: str, directory: str) -> None:

@@ -30,6 +30,15 @@ def test_stock_transformers_reads_what_is_saved(two, model, tmp_path):
     two.run(cases.saved_and_loaded, model, str(tmp_path))
 
 
+@pytest.mark.parametrize("model", ["qwen3_moe", "gpt_oss", "mixtral"])
+def test_ranks_read_their_own_experts(ranks, model, tmp_path):
+    ranks.run(cases.read_by_owners, model, str(tmp_path))
+
+
+def test_experts_in_another_shape_are_not_read_by_owners(two, tmp_path):
+    two.run(cases.refused_before_reading, "dbrx", str(tmp_path))
+
+
 def test_hyperep_fully_shard(four):
     four.run(cases.fully_sharded, MODEL)
 
