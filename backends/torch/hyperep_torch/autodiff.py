@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from hyperep.platform.protocol import Backward, Forward
+from hyperep_torch.once import once_differentiable
 from hyperep_torch.wanted import wanted_gradients
 
 __all__ = ["custom_vjp", "vjp"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
+from hyperep_torch.once import once_differentiable
 from hyperep_torch.products import (
     Runs,
     aligned,

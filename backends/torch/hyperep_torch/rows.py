@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from hyperep_torch import collectives, kernels, row_sums
 from hyperep_torch.groups import group_size
+from hyperep_torch.once import once_differentiable
 
 __all__ = ["exchange_rows", "gather_rows", "permute_rows", "sum_rows"]
 

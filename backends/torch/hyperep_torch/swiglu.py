@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from hyperep_torch import activation
+from hyperep_torch.once import once_differentiable
 from hyperep_torch.products import (
     Runs,
     aligned,
