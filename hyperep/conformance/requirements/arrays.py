@@ -33,6 +33,10 @@ F = np.random.default_rng(11).normal(size=(3, 4)).astype(np.float32)
 POSITIVE = np.abs(F) + np.float32(0.5)
 I64 = np.array([[5, -2, 7, 0], [1, 1, 3, -4], [2, 9, 2, 6]])
 I32 = I64.astype(np.int32)
+WHOLE = (np.array([2**30 + 1, -5]), np.array([2**31 - 1, -(2**31) + 1], np.int32))
+"""Whole numbers that floats of 32 bits round."""
+WHOLE = (np.array([2**30 + 1, -5]), np.array([2**31 - 1, -(2**31) + 1], np.int32))
+"""Whole numbers that floats of 32 bits round."""
 EMPTY = np.zeros((0, 4), np.float32)
 TIES = np.array([[3, 1, 3, 2], [0, 0, 1, 0]])
 MANY_TIES = np.random.default_rng(12).integers(0, 7, size=(3, 500))
@@ -99,7 +103,14 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     + (Example(lambda xp, x: xp.zeros_like(x, dtype=xp.int64), lambda x: np.zeros_like(x, dtype=np.int64), (F,)),),
     "astype": tuple(
         Example(lambda xp, x, d=dtype: xp.astype(x, getattr(xp, d)), lambda x, d=dtype: x.astype(d), (x,))
-        for x in (I64, I32, EMPTY, np.array([1.75, -2.25, 0.0], np.float32), np.array([True, False]))
+        for x in (
+            I64,
+            I32,
+            EMPTY,
+            *WHOLE,
+            np.array([1.75, -2.25, 0.0], np.float32),
+            np.array([True, False]),
+        )
         for dtype in ARRAY_DTYPES
     ),
     "broadcast_to": (

@@ -263,7 +263,7 @@ def modules(case: Case) -> None:
 
 @requirement(
     "SHARD-bits",
-    f"Shards of parameters, and whole tensors put together of them, keep every bit {_EVERY}",
+    f"Shards of parameters and buffers, and whole tensors put together of them, keep every bit {_EVERY}",
     port="modules",
     capabilities=(Capability.MODULES, Capability.SHARDED_PARAMETERS),
     needs=("SHARD-assign", "MOD-bits", "BC-bits", "AG-bits"),
@@ -271,11 +271,15 @@ def modules(case: Case) -> None:
 def shards(case: Case) -> None:
     platform = case.platform
     mesh = case.mesh((case.ranks,), ("ep",))
-    for dtype in _floats(case):
+    for dtype in dtypes(case):
+        case.note(dtype=dtype)
         whole = values(case, dtype, (2 * case.ranks, 3))
-        module = platform.make_module("Kept", {"w": case.tensor(whole, dtype)}, lambda m: m.w)
+        given = {"w": case.tensor(whole, dtype)}
+        # Frameworks train no integers: those are buffers.
+        kinds = {"buffers": given} if "int" in dtype else {}
+        module = platform.make_module("Kept", {} if kinds else given, lambda m: m.w, **kinds)
         hyperep.distribute_parameter(module, "w", mesh, [hyperep.Shard(0)])
-        handle = platform.parameters(module)["w"]
+        handle = (platform.buffers if kinds else platform.parameters)(module)["w"]
         part = np.split(whole, case.ranks)[case.rank]
         same_bits(case, platform.local(handle), part, dtype, "this rank's part")
         same_bits(case, module(), part, dtype, "this rank's part, as the forward sees it")

@@ -56,6 +56,10 @@ def arrays(case: Case) -> None:
                 compare.near(got, want, f"xp.{name} of float64", 1e-14)
             else:
                 compare.same(got, want, f"xp.{name} of float64")
+    whole = np.array([2**40 + 1, -(2**52) - 1])
+    floats = whole.astype(np.float64)
+    case.equal(case.xp.astype(case.tensor(whole), case.xp.float64), floats, "astype of int64 to float64")
+    case.equal(case.xp.astype(case.tensor(floats), case.xp.int64), whole, "astype of float64 to int64")
 
 
 @requirement(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,8 @@ def sum_rows_no_row(case: Case) -> None:
             named = np.zeros(tokens * top_k, bool)
             named[inverse] = True
             x, g = ((10 * case.normal((n, 3), m)).astype(dtype) for m, n in enumerate((rows, tokens)))
+            if dtype is np.int64:
+                x = x + 2**40  # which floats of 32 bits round
             w = np.where(named, case.normal((tokens * top_k,), 2), np.float32(np.nan)) if weighted else 1.0 * named
             terms = np.zeros((tokens * top_k, 3), np.float64)
             terms[inverse] = x
@@ -282,12 +285,13 @@ def sum_rows_float64(case: Case) -> None:
     needs=("SUM-rows", "DTYPE-bfloat16"),
 )
 def sum_rows_bfloat16(case: Case) -> None:
-    # 256 + 1 is 256 in bfloat16, which a running sum in that dtype would never leave.
-    x = np.concatenate([np.full((1, 2), 256.0), np.ones((8, 2))]).astype(np.float32)
+    # 256 + 1 is 256 in bfloat16, which a running sum in that dtype would never leave; in units past float16.
+    unit = np.float32(2**20)
+    x = unit * np.concatenate([np.full((1, 2), 256.0), np.ones((8, 2))]).astype(np.float32)
     index, inverse = case.tensor(np.arange(9).reshape(1, 9)), case.tensor(np.arange(9))
     out = case.platform.sum_rows(case.tensor(x, "bfloat16"), index, inverse)
     case.is_true(out.dtype == case.dtype("bfloat16"), f"the result has dtype {out.dtype}")
-    case.equal(case.host(out), np.full((1, 2), 264, np.float32), "the sum")
+    case.equal(case.host(out), np.full((1, 2), 264 * unit, np.float32), "the sum")
 
 
 @requirement(
@@ -441,20 +445,73 @@ def grouped_nan(case: Case) -> None:
 
 @requirement(
     "GMM-bfloat16",
-    "grouped_matmul works in bfloat16 and returns bfloat16.",
+    "grouped_matmul, grouped_swiglu and swiglu work in bfloat16, with all gradients, and return it, also where values "
+    "are past those of float16; and where the platform has float16, to its last digit.",
     port=PORT,
     level=Level.OPTIONAL,
-    capabilities=(Capability.GROUPED_MATMUL, Capability.BFLOAT16),
-    needs=("GMM-values", "DTYPE-bfloat16"),
+    capabilities=(*_GROUPED_GRAD, Capability.BFLOAT16),
+    needs=("GMM-grad", "SWIGLU-grad", "DTYPE-bfloat16"),
 )
 def grouped_bfloat16(case: Case) -> None:
-    sizes = [3, 0, 2]
-    x, w, *_ = _group_data(case, sizes, dim=8, hidden=16)
-    out = case.platform.grouped_matmul(
-        case.tensor(x, "bfloat16"), case.tensor(w, "bfloat16"), case.tensor(np.array(sizes))
+    platform, sizes, dim, hidden = case.platform, [3, 0, 2], 8, 16
+    counts, rows, large = case.tensor(np.array(sizes)), sum(sizes), np.float32(2**20)
+    up, down = (3, hidden, dim), (3, dim, hidden)
+    # Eighths, which bfloat16 holds.
+    x, w1, w2, w3, g, gh = (
+        case.rng(31, n).integers(-8, 9, size=shape).astype(np.float32) / 8
+        for n, shape in enumerate(((rows, dim), up, down, up, (rows, dim), (rows, hidden)))
     )
-    case.is_true(out.dtype == case.dtype("bfloat16"), f"the result has dtype {out.dtype}")
-    case.close(out, oracle.grouped_matmul(x, w, sizes), "output", 2e-2)
+
+    def agree(
+        what: str, function: Callable[..., Any], primals: list[Any], g: Any, wanted: Sequence[np.ndarray]
+    ) -> None:
+        given = [case.tensor(a, "bfloat16") for a in primals]
+        output, pullback = platform.vjp(function, *given)
+        results = [output, *pullback(case.tensor(g, "bfloat16"))]
+        for number, (got, want) in enumerate(zip(results, wanted, strict=True)):
+            name = f"gradient {number} of {what}" if number else f"output of {what}"
+            case.is_true(got.dtype == case.dtype("bfloat16"), f"{name} has dtype {got.dtype}")
+            case.close(got, want, name, 4e-2)
+
+    gradient_of_rows = oracle.grouped_matmul(large * gh, w1.transpose(0, 2, 1), sizes)
+    stops = np.cumsum(sizes)
+    gradient_of_weight = np.stack([large * gh[b - n : b].T @ x[b - n : b] for n, b in zip(sizes, stops, strict=True)])
+    agree(
+        "grouped_matmul",
+        lambda x, w: platform.grouped_matmul(x, w, counts),
+        [x, large * w1],
+        large * gh,
+        [large * oracle.grouped_matmul(x, w1, sizes), large * gradient_of_rows, gradient_of_weight],
+    )
+    agree(
+        "grouped_swiglu",
+        lambda *given: platform.grouped_swiglu(*given, counts),
+        [x, w1, large * w2, w3],
+        large * g,
+        [
+            oracle.experts(x, w1, large * w2, w3, sizes),
+            *oracle.experts_gradients(x, w1, large * w2, w3, sizes, large * g),
+        ],
+    )
+    gate, s = x, 1 / (1 + np.exp(-x))
+    agree(
+        "swiglu",
+        platform.swiglu,
+        [gate, large * g],
+        large * g,
+        [gate * s * large * g, (large * g) ** 2 * s * (1 + gate * (1 - s)), large * g * gate * s],
+    )
+    if not case.supports(Capability.FLOAT16):
+        return
+    # One number in each row and column, with all digits of float16; silu(16) is 16 there.
+    exact = (1 + np.arange(1, 6) * 2.0**-10).astype(np.float16)
+    one = np.eye(5, dtype=np.float16)
+    diagonal, sixteen = np.diag(exact)[None], 16 * one[None]
+    whole = case.tensor(np.array([5]))
+    d, t, i = (case.tensor(a) for a in (diagonal, sixteen, one[None]))
+    case.equal(platform.grouped_matmul(case.tensor(one), d, whole), diagonal[0], "grouped_matmul in float16")
+    case.equal(platform.swiglu(t, d)[0, 0, 0], 16 * diagonal[0, 0, 0], "swiglu in float16")
+    case.equal(platform.grouped_swiglu(case.tensor(one), t, i, d, whole), 16 * diagonal[0], "grouped_swiglu in float16")
 
 
 @requirement(

@@ -109,23 +109,30 @@ def distributed_gradients(case: Case) -> None:
 )
 def local_gradients(case: Case) -> None:
     platform, shape = case.platform, (2 * case.ranks, 3)
-    w = case.normal(shape, 1)
-    for sharded in (False, True):
-        case.note(sharded=sharded)
+    wide = case.supports(Capability.FLOAT64)
+    for sharded, dtype in ((False, "float32"), (True, "float32"), *((s, "float64") for s in (False, True) if wide)):
+        case.note(sharded=sharded, dtype=dtype)
+        tolerance = 1e-5 if dtype == "float32" else 1e-14
+
+        def normal(shape: tuple[int, ...], *key: int, of: str = dtype) -> np.ndarray:
+            return case.rng(*key).normal(size=shape).astype(of)
+
+        w = normal(shape, 1)
         module = _holder(case, w)
         if sharded:
             hyperep.distribute_parameter(module, "w", _mesh(case), [hyperep.Shard(0)])
         handle = platform.parameters(module)["w"]
         part = np.split(w, case.ranks)[case.rank] if sharded else w
-        x, g = (case.normal(part.shape, n, case.rank) for n in (2, 3))
+        x, g = (normal(part.shape, n, case.rank) for n in (2, 3))
 
         def function(x: Any, module: Any = module, handle: Any = handle) -> Any:
             return platform.local(handle) * platform.local(handle) * x + module(x)
 
         out, (gx, gw) = case.gradients(function, [x], g, [handle])
-        case.close(out, part * part * x + part * x, "output")
-        case.close(gx, g * (part * part + part), "gradient of the input")
-        case.close(gw, g * (2 * part * x + x), "gradient of the parameter, read by its handle and by its module")
+        case.close(out, part * part * x + part * x, "output", tolerance)
+        case.close(gx, g * (part * part + part), "gradient of the input", tolerance)
+        what = "gradient of the parameter, read by its handle and by its module"
+        case.close(gw, g * (2 * part * x + x), what, tolerance)
         case.is_true(tuple(gw.shape) == part.shape, f"the gradient has shape {gw.shape}")
 
 
@@ -160,6 +167,11 @@ def assign_values(case: Case) -> None:
         platform.assign(handle, case.tensor(whole))
         case.equal(platform.local(handle), whole.astype(np.float32), f"{name} after integers were assigned")
         held[name] = whole.astype(np.float32)
+        if case.supports(Capability.FLOAT64):
+            platform.assign(handle, case.tensor(held[name].astype(np.float64)))
+            got = case.host(platform.local(handle))
+            case.is_true(got.dtype == np.float32, f"{name} is {got.dtype} after float64 was assigned, must be float32")
+            case.equal(got, held[name], f"{name} after float64 was assigned")
         for wrong in ((3, 2), shape if case.ranks > 1 else (3, 3), (1, 3)):
             value = case.tensor(np.zeros(wrong, np.float32))
             case.raises(Exception, lambda h=handle, v=value: platform.assign(h, v))  # type: ignore[misc]

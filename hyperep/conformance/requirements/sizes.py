@@ -95,31 +95,40 @@ def arrays(case: Case) -> None:
 # -------------------------------------------------------------------------------------------------------------- rows
 @requirement(
     "PERM-large",
-    "permute_rows and its backward are exact for more rows than 16 bits count.",
+    "permute_rows and its backward are exact for more rows than 16 bits count, and for rows of hundreds of numbers.",
     port="rows",
     level=Level.STRESS,
     capabilities=(Capability.PERMUTE_ROWS, Capability.AUTODIFF),
     needs=("PERM-grad",),
 )
 def permute(case: Case) -> None:
-    order = case.rng(1).permutation(_MANY)
-    index, inverse = case.tensor(order), case.tensor(np.argsort(order))
-    x, g = case.normal((_MANY, 2), 1), case.normal((_MANY, 2), 2)
-    out, (gradient,) = case.gradients(lambda x: case.platform.permute_rows(x, index, inverse), [x], g)
-    case.equal(out, x[order], "permuted rows")
-    case.equal(gradient, g[np.argsort(order)], "their gradient")
+    for shape in ((_MANY, 2), (60, 701)):
+        case.note(rows=shape)
+        order = case.rng(1).permutation(shape[0])
+        told = case.tensor(order), case.tensor(np.argsort(order))
+        x, g = case.normal(shape, 1), case.normal(shape, 2)
+        out, (gradient,) = case.gradients(lambda x, told=told: case.platform.permute_rows(x, *told), [x], g)
+        case.equal(out, x[order], "permuted rows")
+        case.equal(gradient, g[np.argsort(order)], "their gradient")
 
 
 @requirement(
     "SUM-rows-large",
-    "sum_rows is right, with both gradients, for more rows than 16 bits count and for rows of several hundred numbers.",
+    "sum_rows is right, with both gradients, for more rows than 16 bits count, for rows of hundreds of numbers, and "
+    "for sums of 8 and of 40 rows.",
     port="rows",
     level=Level.STRESS,
     capabilities=(Capability.PERMUTE_ROWS, Capability.AUTODIFF),
     needs=("SUM-rows-no-row",),
 )
 def sums(case: Case) -> None:
-    for tokens, top_k, width, rows in ((35_000, 2, 2, _MANY), (1300, 3, 2, 3100), (30, 2, 700, 60)):
+    for tokens, top_k, width, rows in (
+        (35_000, 2, 2, _MANY),
+        (1300, 3, 2, 3100),
+        (30, 2, 700, 60),
+        (400, 8, 3, 3000),
+        (20, 40, 3, 700),
+    ):
         entry = case.rng(tokens).permutation(tokens * top_k)[:rows]
         index = np.full(tokens * top_k, rows)
         index[entry] = np.arange(rows)
@@ -144,14 +153,20 @@ def sums(case: Case) -> None:
 @requirement(
     "GMM-large",
     "grouped_matmul is right, with both gradients, for groups of hundreds, thousands and tens of thousands of rows, "
-    "and for matrices past a tile.",
+    "for matrices past a tile, and for more groups than that.",
     port="rows",
     level=Level.STRESS,
     capabilities=(Capability.GROUPED_MATMUL, Capability.AUTODIFF),
     needs=("GMM-empty-group",),
 )
 def products(case: Case) -> None:
-    for sizes, dim, hidden in (([40_000, 0, 3], 3, 2), ([1, 257, 0, 1025, 1300], 8, 4), ([5, 2], 260, 300)):
+    several = case.rng(9).integers(0, 4, size=300).tolist()
+    for sizes, dim, hidden in (
+        ([40_000, 0, 3], 3, 2),
+        ([1, 257, 0, 1025, 1300], 8, 4),
+        ([5, 2], 260, 300),
+        (several, 4, 3),
+    ):
         case.note(group_sizes=sizes, dim=dim, hidden=hidden)
         rows = sum(sizes)
         x, w, g = (
@@ -169,27 +184,32 @@ def products(case: Case) -> None:
 
 @requirement(
     "SWIGLU-large",
-    "swiglu and grouped_swiglu are right, with all gradients, for groups of hundreds and thousands of rows.",
+    "swiglu and grouped_swiglu are right, with all gradients, for groups of hundreds and thousands of rows, for "
+    "weights past a tile, and for hundreds of groups.",
     port="rows",
     level=Level.STRESS,
     capabilities=(Capability.GROUPED_MATMUL, Capability.AUTODIFF),
     needs=("SWIGLU-empty-group",),
 )
 def experts(case: Case) -> None:
-    platform, sizes = case.platform, [1300, 0, 257]
-    rows = sum(sizes)
-    x, w1, w2, w3, g = (
-        case.normal(shape, n) / 2 for n, shape in enumerate(((rows, 5), (3, 6, 5), (3, 5, 6), (3, 6, 5), (rows, 5)))
-    )
-    counts = case.tensor(np.array(sizes))
-    out, gradients = case.gradients(
-        lambda x, w1, w2, w3: platform.grouped_swiglu(x, w1, w2, w3, counts), [x, w1, w2, w3], g
-    )
-    case.close(out, oracle.experts(x, w1, w2, w3, sizes), "output", 1e-4)
-    x, w1, w2, w3, g = (a.astype(np.float64) for a in (x, w1, w2, w3, g))
-    wanted = oracle.experts_gradients(x, w1, w2, w3, sizes, g)
-    for name, got, want in zip(("the rows", "w1", "w2", "w3"), gradients, wanted, strict=True):
-        case.close(got, want, f"gradient of {name}", 1e-4)
+    platform = case.platform
+    several = case.rng(9).integers(0, 4, size=300).tolist()
+    for sizes, dim, hidden in (([1300, 0, 257], 5, 6), ([7, 0, 5], 130, 300), (several, 5, 6)):
+        case.note(group_sizes=sizes, dim=dim, hidden=hidden)
+        rows, groups = sum(sizes), len(sizes)
+        there, back = (groups, hidden, dim), (groups, dim, hidden)
+        shapes: tuple[tuple[int, ...], ...] = ((rows, dim), there, back, there, (rows, dim))
+        x, w1, w2, w3, g = (case.normal(shape, n) for n, shape in enumerate(shapes))
+        w1, w2, w3 = (w * np.float32(w.shape[2] ** -0.5) for w in (w1, w2, w3))
+        counts = case.tensor(np.array(sizes))
+        out, gradients = case.gradients(
+            lambda x, w1, w2, w3, counts=counts: platform.grouped_swiglu(x, w1, w2, w3, counts), [x, w1, w2, w3], g
+        )
+        x, w1, w2, w3, g = (a.astype(np.float64) for a in (x, w1, w2, w3, g))
+        case.close(out, oracle.experts(x, w1, w2, w3, sizes), "output", 1e-4)
+        wanted = oracle.experts_gradients(x, w1, w2, w3, sizes, g)
+        for name, got, want in zip(("the rows", "w1", "w2", "w3"), gradients, wanted, strict=True):
+            case.close(got, want, f"gradient of {name}", 1e-4)
     gate, up, g = (case.normal((_MANY,), n, 1) for n in range(3))
     out, (g_gate, g_up) = case.gradients(platform.swiglu, [gate, up], g)
     s = 1 / (1 + np.exp(-gate))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hyperep.conformance import oracle
+from hyperep.conformance.bits import dtypes, same_bits, values
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import Level, requirement
 from hyperep.platform.capabilities import Capability
@@ -47,11 +48,12 @@ def _uneven(size: int) -> np.ndarray:
 
 @requirement(
     "GROUP-collectives",
-    "Every collective of a sub-group counts ranks, rows and sources by position in it, and involves nobody else.",
+    "Every collective of a sub-group counts ranks, rows and sources by position in it, involves nobody else, and keeps "
+    "every bit in every dtype that the platform has.",
     port=PORT,
     level=Level.OPTIONAL,
     capabilities=(*_GROUPS, Capability.ALL_TO_ALL, Capability.ALL_GATHER, Capability.ALL_REDUCE, Capability.BROADCAST),
-    needs=("GROUP-subgroup", "GROUP-a2a", "GROUP-broadcast-source", "AR-max-min"),
+    needs=("GROUP-subgroup", "GROUP-a2a", "GROUP-broadcast-source", "AR-bits", "BC-bits", "AG-bits", "A2A-bits"),
     min_ranks=2,
 )
 def collectives(case: Case) -> None:
@@ -87,6 +89,28 @@ def collectives(case: Case) -> None:
             second = platform.all_to_all_single(x, group=group, async_op=True)
             case.equal(second.wait(), oracle.all_to_all(of_group, even, me), "rows of the second exchange under way")
             case.equal(first.wait(), want, "rows of the first exchange under way")
+        for dtype in dtypes(case):
+            case.note(groups=members, dtype=dtype)
+            _keeps_bits(case, members, me, group, dtype)
+
+
+def _keeps_bits(case: Case, members: list[int], me: int, group: Any, dtype: str) -> None:
+    platform, size = case.platform, len(members)
+    terms = [values(case, dtype, (2 * size, 3), r) for r in members]
+    x = case.tensor(terms[me], dtype)
+    exchanged = oracle.all_to_all(terms, np.full((size, size), 2), me)
+    same_bits(case, platform.all_to_all_single(x, group=group), exchanged, dtype, "rows of an exchange")
+    same_bits(case, platform.all_gather(x, group), np.concatenate(terms), dtype, "gathered from the group")
+    same_bits(case, platform.broadcast(x, size - 1, group), terms[-1], dtype, "the tensor of the group's last rank")
+    same_bits(case, platform.all_reduce(x, group, "max"), np.max(terms, axis=0), dtype, "max over the group")
+    # One term of each sum is not zero, so that the sum is exact.
+    owner = case.rng(5).integers(0, size, size=(2 * size, 3))
+    alone = [np.where(owner == n, term, 0).astype(term.dtype) for n, term in enumerate(terms)]
+    total = np.sum(alone, axis=0, dtype=alone[0].dtype)
+    same_bits(case, platform.all_reduce(case.tensor(alone[me], dtype), group), total, dtype, "sum over the group")
+    if case.supports(Capability.REDUCE_SCATTER):
+        got = platform.reduce_scatter(case.tensor(alone[me], dtype), group)
+        same_bits(case, got, total[2 * me : 2 * me + 2], dtype, "this rank's sums")
 
 
 @requirement(

@@ -51,6 +51,8 @@ narrowed("VJP-bits", "stop_gradient", "float64", "float32")
 narrowed("MOD-bits", "assign", "float64", "float32", 1)
 narrowed("MOD-bits", "assign", "int64", "float64", 1)
 narrowed("SHARD-bits", "shard_parameter", "float64", "float32", 2)
+narrowed("SHARD-bits", "shard_parameter", "int64", "float32", 2)
+narrowed("SUM-rows-no-row", "sum_rows", "int64", "float32", says="sums of integers")
 narrowed("SUM-rows-float64", "sum_rows", "float64", "float32")
 narrowed("SUM-rows-weights", "sum_rows", "float64", "float32", 3)
 narrowed("GMM-float64", "grouped_matmul", "float64", "float32")
@@ -219,3 +221,64 @@ class QuickSort(LoopbackPlatform):
             else np.argsort(_value(x), axis=axis, kind="quicksort").astype(np.int64)
         )
     )
+
+
+def _by_float32(kinds):
+    """astype between dtypes of these kinds by way of float32."""
+
+    def astype(x, dtype, *, copy=True):
+        value, dtype = _value(x), np.dtype(dtype)
+        if value.dtype != dtype and (value.dtype.kind, dtype.kind) in kinds:
+            x = array_namespace.astype(x, np.dtype("float32"))
+        return array_namespace.astype(x, dtype)
+
+    return namespace(astype=astype)
+
+
+@mutant("XP-astype")
+class IntegersBecomeOthersByFloat32(LoopbackPlatform):
+    xp = _by_float32({("i", "i")})
+
+
+@mutant("XP-float64", says="astype")
+class IntegersBecomeFloat64ByFloat32(LoopbackPlatform):
+    xp = _by_float32({("i", "f")})
+
+
+@mutant("XP-float64", says="astype")
+class Float64BecomesIntegersByFloat32(LoopbackPlatform):
+    xp = _by_float32({("f", "i")})
+
+
+def _sub(platform, x, group):
+    return through(platform, x, "float64", "float32") if platform.group_size(group) < platform.world_size else x
+
+
+@mutant("GROUP-collectives", says="gathered")
+class GatheredInGroupsInFloat32(LoopbackPlatform):
+    def all_gather(self, x, group=None):
+        return super().all_gather(_sub(self, x, group), group)
+
+
+@mutant("GROUP-collectives", says="sum over the group")
+class SummedInGroupsInFloat32(LoopbackPlatform):
+    def all_reduce(self, x, group=None, op="sum"):
+        return super().all_reduce(_sub(self, x, group) if op == "sum" else x, group, op)
+
+
+@mutant("MOD-local-gradients", says="gradient of the parameter")
+class GradientThroughLocalInFloat32(LoopbackPlatform):
+    def local(self, parameter):
+        out = super().local(parameter)
+        if _value(out).dtype != np.float64 or isinstance(out, np.ndarray):
+            return out
+        narrow = lambda r, c, needed: (through(self, c[0], "float64", "float32"),)  # noqa: E731
+        return self.custom_vjp(lambda x: (x + 0, ()), narrow)(out)
+
+
+@mutant("SHARD-assign-values", says="float64")
+class ShardsTakeFloat64(LoopbackPlatform):
+    def assign(self, parameter, value):
+        super().assign(parameter, value)
+        if getattr(parameter, "sharding", None) is not None and _value(value).dtype == np.float64:
+            parameter.value = parameter.bound = np.array(_value(value))

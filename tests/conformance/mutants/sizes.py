@@ -171,3 +171,48 @@ class CountsIn16Bits(LoopbackPlatform):
             a.astype(np.int16).astype(np.int64) if a.dtype == np.int64 and a.ndim == 2 else a
             for a in super().to_host(*tensors)
         )
+
+
+# ------------------------------------------------------------------------------------------ wide, and many of them
+@mutant("PERM-large", says="permuted rows")
+class PermutedColumnsPast256(LoopbackPlatform):
+    def permute_rows(self, x, index, inverse):
+        out = super().permute_rows(x, index, inverse)
+        wide = _value(x).ndim == 2 and x.shape[1] > 256
+        return out * (np.arange(x.shape[1]) < 256).astype(_value(out).dtype) if wide else out
+
+
+@mutant("SUM-rows-large", says="sums")
+class SumsOfFourTerms(LoopbackPlatform):
+    """A kernel that has a register for each of four."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        if index.shape[1] <= 4 or _value(x).dtype.kind == "i":
+            return super().sum_rows(x, index, inverse, weights)
+        kept = np.broadcast_to(np.arange(index.shape[1]) < 4, index.shape).astype(_value(x).dtype)
+        return super().sum_rows(x, index, inverse, kept if weights is None else weights * kept)
+
+
+def _of_first_groups(out, sizes, groups=64):
+    if len(sizes) <= groups:
+        return out
+    return out * (np.repeat(np.arange(len(sizes)), _value(sizes)) < groups)[:, None].astype(_value(out).dtype)
+
+
+@mutant("GMM-large", says="output")
+class ProductsOf64Groups(LoopbackPlatform):
+    def grouped_matmul(self, x, weight, group_sizes):
+        return _of_first_groups(super().grouped_matmul(x, weight, group_sizes), group_sizes)
+
+
+@mutant("SWIGLU-large", says="output")
+class ExpertsOf64Groups(LoopbackPlatform):
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        return _of_first_groups(super().grouped_swiglu(x, w1, w2, w3, group_sizes), group_sizes)
+
+
+@mutant("SWIGLU-large", says="output")
+class HiddenColumnsPast64(LoopbackPlatform):
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        kept = (np.arange(w2.shape[2]) < 64).astype(_value(w2).dtype)
+        return super().grouped_swiglu(x, w1, w2 * kept if w2.shape[2] > 64 else w2, w3, group_sizes)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hyperep.loopback.platform import LoopbackPlatform, _value
+from hyperep.loopback.platform import LoopbackPlatform, _splits, _value
 from mutants.registry import mutant
 
 
@@ -486,6 +486,45 @@ class ExchangeBeginsWhenItIsWaitedFor(LoopbackPlatform):
             return super().all_to_all_single(x, output_splits, input_splits, group)
         later = functools.cache(lambda: LoopbackPlatform.all_to_all_single(self, x, output_splits, input_splits, group))
         return type("Later", (), {"wait": lambda work: later()})()
+
+
+class _Later:
+    """An exchange that its platform begins when it is called for something else."""
+
+    def __init__(self, platform, begin):
+        self.platform, self.begin, self.work = platform, begin, None
+
+    def advance(self):
+        if self.work is None:
+            self.work = self.begin()
+
+    def wait(self):
+        self.platform.advance()
+        self.advance()
+        return self.work.wait()
+
+
+@mutant("ASYNC-progress", deadline=20)
+class ExchangesAdvanceInCalls(LoopbackPlatform):
+    """As MPI without a thread of its own."""
+
+    def advance(self):
+        begun, self.__dict__["begun"] = self.__dict__.get("begun", []), []
+        for work in begun:
+            work.advance()
+
+    def _post(self, *args, **kwargs):
+        self.advance()
+        return super()._post(*args, **kwargs)
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        exchange = functools.partial(LoopbackPlatform.all_to_all_single, self)
+        if not async_op:
+            return exchange(x, output_splits, input_splits, group)
+        _splits(_value(x), input_splits, self.group_size(group), "input_splits")
+        later = _Later(self, functools.partial(exchange, np.array(_value(x)), output_splits, input_splits, group, True))
+        self.__dict__.setdefault("begun", []).append(later)
+        return later
 
 
 # -------------------------------------------------------------------------------------------------------- balanced
