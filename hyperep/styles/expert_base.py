@@ -61,28 +61,8 @@ class BaseExpertParallel(ParallelStyle):
                 than the style's; a rank has others; or a buffer may or may not have an entry for each expert.
         """
         style = type(self).__name__
-        mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
-        self._require_support(mesh)
-        takes = declared_calls(style, module)
-        laid_out = functools.partial(self._laid_out, mesh=mesh)
-        num_experts = require_experts(style, module, mesh, laid_out, [repr(takes), *self._settings()])
+        mesh, takes, num_experts, buffers = self._checked(module, mesh)
         ranks = math.prod(mesh.size(name) for name in self.levels)
-        if num_experts % ranks:
-            dims = f"the {' x '.join(self.levels)} dimension{'s' if len(self.levels) > 1 else ''} {ranks}"
-            raise ValueError(
-                f"num_experts={num_experts} is not divisible by {dims}; choose a multiple of {ranks} experts, or an "
-                f"{' x '.join(self.levels)} size that divides {num_experts}"
-            )
-        buffers = plan_buffers(
-            style,
-            module,
-            mesh,
-            self.buffers,
-            experts=num_experts,
-            levels=len(self.levels),
-            sliced=self._sliced(module, mesh),
-        )
-        self._require_buffers(buffers)
         with watched(mesh.platform, module):
             for path, submodule in mesh.platform.named_modules(module).items():
                 self._partition_fn(path, submodule, mesh)
@@ -113,6 +93,39 @@ class BaseExpertParallel(ParallelStyle):
         # not keep the original alive.
         mesh.platform.wrap_forward(module, functools.partial(called, module))
         return module
+
+    def check(self, module: Module, mesh: DeviceMesh) -> None:
+        """Raise what :meth:`apply` would, and change nothing."""
+        self._checked(module, mesh)
+
+    def _checked(
+        self, module: Module, mesh: DeviceMesh
+    ) -> tuple[DeviceMesh, tuple[str, ...], int, Mapping[str, Sequence[Placement]]]:
+        """The mesh, the calls that the experts take, how many they are, and the layout of their buffers."""
+        style = type(self).__name__
+        mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
+        self._require_support(mesh)
+        takes = declared_calls(style, module)
+        laid_out = functools.partial(self._laid_out, mesh=mesh)
+        num_experts = require_experts(style, module, mesh, laid_out, [repr(takes), *self._settings()])
+        ranks = math.prod(mesh.size(name) for name in self.levels)
+        if num_experts % ranks:
+            dims = f"the {' x '.join(self.levels)} dimension{'s' if len(self.levels) > 1 else ''} {ranks}"
+            raise ValueError(
+                f"num_experts={num_experts} is not divisible by {dims}; choose a multiple of {ranks} experts, or an "
+                f"{' x '.join(self.levels)} size that divides {num_experts}"
+            )
+        buffers = plan_buffers(
+            style,
+            module,
+            mesh,
+            self.buffers,
+            experts=num_experts,
+            levels=len(self.levels),
+            sliced=self._sliced(module, mesh),
+        )
+        self._require_buffers(buffers)
+        return mesh, takes, num_experts, buffers
 
     def _settings(self) -> list[str]:
         """What must be the same on all ranks, in words."""

@@ -58,12 +58,10 @@ class ColwiseParallel(ParallelStyle):
             ValueError: the mesh has other dimensions, ``out`` is not divisible, or the parameters are others or are
                 distributed already in another way.
         """
-        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        layout = {"weight": (self._shard,), "bias": (self._shard,)}
-        names = _require_linear(type(self).__name__, module, mesh, 0, layout, self._shard.parts)
+        mesh, layout = self._checked(module, mesh)
         with watched(mesh.platform, module):
-            for name in names:
-                lay_out(module, name, mesh, layout[name])
+            for name, placements in layout.items():
+                lay_out(module, name, mesh, placements)
         note_applied(type(self).__name__, module, mesh)
         group, platform = mesh.get_group(), mesh.platform
 
@@ -72,6 +70,17 @@ class ColwiseParallel(ParallelStyle):
 
         platform.wrap_forward(module, sliced)
         return module
+
+    def check(self, module: Module, mesh: DeviceMesh) -> None:
+        """Raise what :meth:`apply` would, and change nothing."""
+        self._checked(module, mesh)
+
+    def _checked(self, module: Module, mesh: DeviceMesh) -> tuple[DeviceMesh, dict[str, tuple[Placement, ...]]]:
+        """The mesh, and how each parameter lies on it."""
+        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
+        layout: dict[str, tuple[Placement, ...]] = {"weight": (self._shard,), "bias": (self._shard,)}
+        names = _require_linear(type(self).__name__, module, mesh, 0, layout, self._shard.parts)
+        return mesh, {name: layout[name] for name in names}
 
 
 class RowwiseParallel(ParallelStyle):
@@ -106,18 +115,11 @@ class RowwiseParallel(ParallelStyle):
             ValueError: the mesh has other dimensions, ``in`` is not divisible, there is a bias but the output is to be
                 partial, or the parameters are others or are distributed already in another way.
         """
-        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        layout: dict[str, tuple[Placement, ...]] = {"weight": (Shard(1),), "bias": (Replicate(),)}
-        names = _require_linear(type(self).__name__, module, mesh, 1, layout)
-        partial, biased = self.output_layout == Partial(), "bias" in names
-        if partial and biased:
-            raise ValueError(
-                "RowwiseParallel(output_layout=Partial()) on a module with a bias: each rank would add it, and the sum "
-                "of the terms would hold it more than once; leave the bias out and add it after your reduction"
-            )
+        mesh, layout = self._checked(module, mesh)
+        partial, biased = self.output_layout == Partial(), "bias" in layout
         with watched(mesh.platform, module):
-            for name in names:
-                lay_out(module, name, mesh, layout[name])
+            for name, placements in layout.items():
+                lay_out(module, name, mesh, placements)
         note_applied(type(self).__name__, module, mesh)
         group, platform = mesh.get_group(), mesh.platform
 
@@ -132,6 +134,22 @@ class RowwiseParallel(ParallelStyle):
 
         platform.wrap_forward(module, sliced)
         return module
+
+    def check(self, module: Module, mesh: DeviceMesh) -> None:
+        """Raise what :meth:`apply` would, and change nothing."""
+        self._checked(module, mesh)
+
+    def _checked(self, module: Module, mesh: DeviceMesh) -> tuple[DeviceMesh, dict[str, tuple[Placement, ...]]]:
+        """The mesh, and how each parameter lies on it."""
+        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
+        layout: dict[str, tuple[Placement, ...]] = {"weight": (Shard(1),), "bias": (Replicate(),)}
+        names = _require_linear(type(self).__name__, module, mesh, 1, layout)
+        if self.output_layout == Partial() and "bias" in names:
+            raise ValueError(
+                "RowwiseParallel(output_layout=Partial()) on a module with a bias: each rank would add it, and the sum "
+                "of the terms would hold it more than once; leave the bias out and add it after your reduction"
+            )
+        return mesh, {name: layout[name] for name in names}
 
 
 def _require_linear(

@@ -41,9 +41,9 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
 
     Raises:
         ValueError: on all ranks, a pattern matches nothing (the message names the nearest paths), two match the same
-            part, the mesh lacks the dimensions of a style, a rank has another plan or other parts, or one of two parts
-            that share a parameter is sharded and the other is not. Nothing has been changed then. Two parts that share
-            a parameter lay it out in two ways; whatever the styles raise.
+            part, the mesh lacks the dimensions of a style, a rank has another plan or other parts, one of two parts
+            that share a parameter is sharded and the other is not, or a style refuses its part. Nothing has been
+            changed then. Two parts that share a parameter lay it out in two ways.
         TypeError: an entry is no style. Nothing has been changed then.
 
     Example:
@@ -87,6 +87,8 @@ def parallelize_module(module: Module, mesh: DeviceMesh, plan: ParallelStyle | M
     meshes = {pattern: _mesh_for(pattern, style, mesh) for pattern, style in styles.items()}
     shared = ties(mesh.platform, parts)
     require_whole_ties(shared, [path for path, pattern in matched.items() if isinstance(styles[pattern], _SHARDING)])
+    for path, pattern in matched.items():
+        styles[pattern].check(parts[path], meshes[pattern])
     with watched(mesh.platform, module):
         for path, pattern in matched.items():
             styles[pattern].apply(parts[path], meshes[pattern])

@@ -14,6 +14,9 @@ __all__ = ["ParallelStyle"]
 class ParallelStyle(ABC):
     """A way to distribute a module over a mesh. Holds settings only; one object may serve many modules."""
 
+    def check(self, module: Module, mesh: DeviceMesh) -> None:  # noqa: B027 (nothing is what a style looks at by default)
+        """Raise what :meth:`apply` would refuse *module* with, and change nothing. Collective over the mesh."""
+
     @abstractmethod
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Distribute *module* over *mesh*, in place, and return it. Collective over the mesh."""

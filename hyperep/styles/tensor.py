@@ -69,21 +69,12 @@ class TensorParallel(ParallelStyle):
 
     def apply(self, module: Module, mesh: DeviceMesh) -> Module:
         """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
-        mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
         style = type(self).__name__
-
-        def laid_out(path: str, part: Module) -> Mapping[str, Sequence[Placement]]:
-            return {key: (p,) for key, p in self.slices.placements(part, mesh, mesh.size(), path).items()}
-
-        settings = [repr(self.slices), f"buffers={self.buffers}"]
-        num_experts = require_experts(style, module, mesh, laid_out, settings)
-        takes = declared_calls(style, module)
-        sizes = self.slices.sizes(module, mesh, mesh.size())
-        buffers = plan_buffers(style, module, mesh, self.buffers, sliced=sizes)
+        mesh, num_experts, takes, buffers = self._checked(module, mesh)
         biases = self.slices.added_once(module, mesh)
         with watched(mesh.platform, module):
             for path, part in mesh.platform.named_modules(module).items():
-                for key, placements in laid_out(path, part).items():
+                for key, placements in self._laid_out(path, part, mesh).items():
                     lay_out(part, key, mesh, placements)
             shard_buffers(module, mesh, buffers)
         note_applied(style, module, mesh)
@@ -111,3 +102,26 @@ class TensorParallel(ParallelStyle):
         # An argument and not part of the closure, so that a deep copy looks at its own biases.
         platform.wrap_forward(module, functools.partial(sliced, module))
         return module
+
+    def check(self, module: Module, mesh: DeviceMesh) -> None:
+        """Raise what :meth:`apply` would, and change nothing."""
+        self._checked(module, mesh)
+
+    def _checked(
+        self, module: Module, mesh: DeviceMesh
+    ) -> tuple[DeviceMesh, int, tuple[str, ...], Mapping[str, Sequence[Placement]]]:
+        """The mesh, how many experts there are, the calls that they take, and the layout of their buffers."""
+        style = type(self).__name__
+        mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
+        settings = [repr(self.slices), f"buffers={self.buffers}"]
+        laid_out = functools.partial(self._laid_out, mesh=mesh)
+        num_experts = require_experts(style, module, mesh, laid_out, settings)
+        takes = declared_calls(style, module)
+        sizes = self.slices.sizes(module, mesh, mesh.size())
+        buffers = plan_buffers(style, module, mesh, self.buffers, sliced=sizes)
+        self.slices.added_once(module, mesh)
+        return mesh, num_experts, takes, buffers
+
+    def _laid_out(self, path: str, part: Module, mesh: DeviceMesh) -> Mapping[str, Sequence[Placement]]:
+        """How the parameters of a part of the experts lie on *mesh*."""
+        return {key: (p,) for key, p in self.slices.placements(part, mesh, mesh.size(), path).items()}

@@ -53,6 +53,15 @@ class _StyleOfTorch(native.ParallelStyle):
         Raises:
             ValueError: ``src_data_rank`` is another one than 0, or as for the core's style.
         """
+        self._require_usable(module)
+        return super().apply(module, _with_names(adopt_mesh(mesh), self.mesh_dim_names))  # type: ignore[misc]
+
+    def check(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> None:
+        """Raise what :meth:`apply` would, and change nothing."""
+        self._require_usable(module)
+        super().check(module, _with_names(adopt_mesh(mesh), self.mesh_dim_names))  # type: ignore[misc]
+
+    def _require_usable(self, module: nn.Module) -> None:
         if unwrapped(module)[0]:
             raise ValueError(
                 f"{type(self).__name__}: the module has adapters of peft on its own parameters, which ExpertParallel "
@@ -69,7 +78,6 @@ class _StyleOfTorch(native.ParallelStyle):
                 f"{type(self).__name__}: src_data_rank={self.src_data_rank}, but shards are parts of what the first "
                 "rank of the mesh holds; leave it at 0, or make the module on meta and its weights afterwards"
             )
-        return super().apply(module, _with_names(adopt_mesh(mesh), self.mesh_dim_names))  # type: ignore[misc]
 
 
 def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
@@ -103,6 +111,13 @@ class _ExchangingStyle(_StyleOfTorch):
             wrap_forward(module, functools.partial(_refuse_gathered_parts, module))
         wrap_forward(module, call_uncompiled)
         return module
+
+    def check(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> None:
+        wrappers, experts = unwrapped(module)
+        if wrappers:
+            self._require_no_more_than_ranks()
+            require_spreadable(wrappers, experts)
+        super().check(experts if wrappers else module, mesh)
 
     def _require_no_more_than_ranks(self) -> None:
         if len(self.mesh_dim_names) > 1 or self.chunks != 1 or self.balance is not None:
@@ -171,13 +186,24 @@ class BorrowedStyle(hyperep.ParallelStyle):
 
     def apply(self, module: nn.Module, mesh: Any) -> nn.Module:
         """Apply the style to *module* on PyTorch's own mesh."""
+        self.check(module, mesh)
+        adopted = adopt_mesh(mesh)
+        return self.style._apply(module, adopted.platform.native_mesh(adopted))
+
+    def check(self, module: nn.Module, mesh: Any) -> None:
+        """Raise where the mesh is another, or where the style is for other modules."""
         adopted = adopt_mesh(mesh)
         if adopted.ndim != 1:
             raise ValueError(
                 f"{type(self.style).__name__} is PyTorch's and wants a mesh of one dimension, but got {adopted}; name "
                 "the one for it 'tp', or give it its own sub-mesh"
             )
-        return self.style._apply(module, adopted.platform.native_mesh(adopted))
+        sliced = isinstance(self.style, native.ColwiseParallel | native.RowwiseParallel)
+        if sliced and not isinstance(module, nn.Linear | nn.Embedding):
+            raise NotImplementedError(
+                f"{type(self.style).__name__} is PyTorch's and serves nn.Linear and nn.Embedding, but the module is a "
+                f"{type(module).__name__}"
+            )
 
 
 def parallelize_module(module: nn.Module, mesh: Any, plan: Any) -> nn.Module:

@@ -120,6 +120,37 @@ def test_an_unusable_entry_changes_nothing(platform, which):
     assert not any(isinstance(p, DTensor) for p in model.parameters())
 
 
+REFUSED = {
+    "features that do not divide": ("odd", hep.ColwiseParallel(), ValueError, "out=7 features"),
+    "a module that is not linear": ("norm", hep.RowwiseParallel(), ValueError, "for other modules apply the style to"),
+    "experts that do not divide": ("three", hep.ExpertParallel(), ValueError, "num_experts=3 is not divisible"),
+    "a list": ("several", hep.ExpertParallel(), ValueError, "stack_experts"),
+    "PyTorch's style": ("norm", parallel.ColwiseParallel(), NotImplementedError, "serves nn.Linear and nn.Embedding"),
+}
+
+
+def _refused(platform, which):
+    name, style, error, message = REFUSED[which]
+    model = nn.ModuleDict(
+        {
+            "first": hep.GroupedExperts(8, 12, 4),
+            "odd": nn.Linear(8, 7),
+            "norm": nn.LayerNorm(8),
+            "three": hep.GroupedExperts(8, 12, 3),
+            "several": nn.ModuleList(nn.Linear(8, 8) for _ in range(4)),
+        }
+    )
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    with pytest.raises(error, match=message):
+        hyperep.parallelize_module(model, mesh, {"first": hep.ExpertParallel(), name: style})
+    assert not any(isinstance(p, DTensor) for p in model.parameters())
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_what_a_style_refuses_changes_nothing(two, which):
+    two.run(_refused, which)
+
+
 def _another_source(platform):
     mesh = init_device_mesh("cpu", (platform.world_size,))
     with pytest.raises(ValueError, match="src_data_rank=1, but shards are parts of what the first rank"):
