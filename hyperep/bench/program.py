@@ -148,7 +148,7 @@ def follow(platform: Platform[Any], shape: Shape, way: Way) -> dict[str, Any]:
     spans, ends = _watched(platform, shape, way)
     found: dict[str, Any] = {
         "overlap_ms": timeline.overlap_ms(spans, ends[1]),
-        "in_flight_bytes": timeline.most_in_flight(spans),
+        "in_flight_bytes": timeline.most_in_flight(spans, ends[1]),
     }
     if way.timeline:
         both = [(f"{way.chunks} chunks", (spans, ends))] if way.chunks != 1 else []

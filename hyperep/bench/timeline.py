@@ -118,9 +118,11 @@ def overlap_ms(spans: Sequence[Span], end: float) -> float:
     return found
 
 
-def most_in_flight(spans: Sequence[Span]) -> int:
-    """The most bytes that were on their way at a time."""
-    times = sorted({span.issued for span in spans})
+def most_in_flight(spans: Sequence[Span], end: float) -> int:
+    """The most bytes that were on their way at a time while the rank computed."""
+    times = [
+        t for begin, stop in computing(spans, end) for t in (begin, *(s.issued for s in spans)) if begin <= t < stop
+    ]
     return max((sum(s.nbytes for s in spans if s.issued <= t < s.arrived) for t in times), default=0)
 
 

@@ -36,9 +36,13 @@ def test_overlap_is_what_is_on_its_way_while_the_rank_computes():
 
 
 def test_bytes_in_flight_are_counted_together():
-    assert most_in_flight(TWO) == 100
-    assert most_in_flight(CROWD) == 21
-    assert most_in_flight([]) == 0
+    assert most_in_flight(TWO, 10) == 100
+    assert most_in_flight(CROWD, 6) == 21
+    assert most_in_flight([], 1) == 0
+
+
+def test_bytes_that_a_rank_waits_for_at_once_are_hidden_behind_nothing():
+    assert most_in_flight([Span(1, 1, 3, 100), Span(4, 4, 5, 7)], 10) == 0
 
 
 def test_no_span_is_drawn_over_another():
@@ -50,8 +54,9 @@ def test_no_span_is_drawn_over_another():
 def test_chunks_are_in_flight_while_ranks_compute(ranks):
     both = run(lambda p: [follow(p, SMALL, Way(chunks=chunks, timeline=True)) for chunks in (1, 3)], ranks)
     for waiting, chunked in both:
-        assert waiting["overlap_ms"] == 0
+        assert waiting["overlap_ms"] == waiting["in_flight_bytes"] == 0
         assert chunked["overlap_ms"] > 0
+        assert chunked["in_flight_bytes"] > 0
         titles = [of["title"] for of in chunked["timelines"]]
         assert titles == ["3 chunks", "waiting for each exchange"]
         assert [of["title"] for of in waiting["timelines"]] == titles[1:]
