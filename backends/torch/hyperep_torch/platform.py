@@ -174,13 +174,6 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     def broadcast(self, x: torch.Tensor, source: int = 0, group: Any = None) -> torch.Tensor:  # noqa: D102
         return collectives.broadcast(x, source, self._group(group))
 
-    def copy_to_group(self, x: torch.Tensor, group: Any = None) -> torch.Tensor:  # noqa: D102
-        def backward(residuals: Any, cotangents: Any, needed: Any) -> tuple[torch.Tensor]:
-            return (self.all_reduce(cotangents[0], group),)
-
-        # Autograd makes a view of an input that is returned as it is, which saves the default's copy.
-        return autodiff.custom_vjp(lambda x: (x, ()), backward)(x)
-
     # ---------------------------------------------------------------------------------------------- modules
     def make_module(  # noqa: D102
         self,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -120,29 +121,39 @@ def broadcast_source(case: Case) -> None:
 
 @requirement(
     "GROUP-twice",
-    "Two groups of the same ranks are independent: each has its own order of collectives.",
+    "Two groups of the same ranks, all or some of them, are independent: each has its own order of collectives.",
     port=PORT,
     level=Level.OPTIONAL,
     capabilities=(*_GROUPS, Capability.ASYNC_COLLECTIVES, Capability.ALL_TO_ALL),
     needs=("GROUP-world", "ASYNC-two-in-flight"),
 )
 def twice(case: Case) -> None:
+    for members, (one, two) in twins(case):
+        me = members.index(case.rank)
+
+        def start(group: Any, offset: int, size: int = len(members), me: int = me) -> Any:
+            x = np.arange(size) + 10 * me + offset
+            return case.platform.all_to_all_single(case.tensor(x), group=group, async_op=True)
+
+        works = [start(group, 1000 * n) for n, group in enumerate((one, two, one, two))]
+        want = 10 * np.arange(len(members)) + me
+        # Within a group in order, and the groups in turn.
+        for number in (1, 0, 3, 2):
+            group = "second" if number % 2 else "first"
+            case.equal(works[number].wait(), want + 1000 * number, f"exchange {number // 2} of the {group} group")
+        case.platform.barrier(two)
+        got = case.platform.all_reduce(case.tensor(np.array([me + 1])), two)
+        case.equal(got, np.array([len(members) * (len(members) + 1) // 2]), "sum over the second group")
+
+
+def twins(case: Case) -> Iterator[tuple[list[int], list[Any]]]:
+    """Two groups of all ranks; from three ranks on, two of every second one too: their members, and the two groups."""
     everyone = list(range(case.ranks))
-    one, two = case.platform.new_group(everyone), case.platform.new_group(everyone)
-
-    def start(group: Any, offset: int) -> Any:
-        x = np.arange(case.ranks) + 10 * case.rank + offset
-        return case.platform.all_to_all_single(case.tensor(x), group=group, async_op=True)
-
-    works = [start(group, 1000 * n) for n, group in enumerate((one, two, one, two))]
-    want = 10 * np.arange(case.ranks) + case.rank
-    # Within a group in order, and the groups in turn.
-    for number in (1, 0, 3, 2):
-        group = "second" if number % 2 else "first"
-        case.equal(works[number].wait(), want + 1000 * number, f"exchange {number // 2} of the {group} group")
-    case.platform.barrier(two)
-    got = case.platform.all_reduce(case.tensor(np.array([case.rank + 1])), two)
-    case.equal(got, np.array([case.ranks * (case.ranks + 1) // 2]), "sum over the second group")
+    for parts in [[everyone], *([[everyone[::2], everyone[1::2]]] if case.ranks > 2 else [])]:
+        case.note(groups=parts)
+        made = [[case.platform.new_group(part) for part in parts] for _ in range(2)]
+        mine = next(n for n, part in enumerate(parts) if case.rank in part)
+        yield parts[mine], [groups[mine] for groups in made]
 
 
 @requirement(

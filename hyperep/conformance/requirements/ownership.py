@@ -7,6 +7,7 @@ themselves. Where a framework's tensors cannot be written to, what is left is th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ _COLLECTIVES = (*(Capability.ALL_TO_ALL, Capability.ALL_GATHER, Capability.ALL_R
 Member = Callable[[Any], Any]
 
 
-def _own(case: Case, name: str, member: Member, first: np.ndarray, second: np.ndarray, transposed: bool) -> None:
+def _own(
+    case: Case, name: str, member: Member, first: np.ndarray, second: np.ndarray, transposed: bool = False
+) -> None:
     """Demand that what *member* makes of a tensor is a value of its own."""
 
     def made(array: np.ndarray) -> tuple[Any, Any]:
@@ -138,16 +141,21 @@ def arrays(case: Case) -> None:
     needs=("A2A-new-tensor", "AR-new-tensor", "AG-edges", "AR-max-min"),
 )
 def collectives(case: Case) -> None:
-    groups = {"the world": (None, case.ranks)}
-    if case.supports(Capability.SUBGROUPS):
-        alone = [case.platform.new_group([rank]) for rank in range(case.ranks)]
-        groups["a group of one rank"] = (alone[case.rank], 1)
-    for where, (group, ranks) in groups.items():
+    for where, (group, ranks) in _groups(case).items():
         for name, member in _members(case, group, ranks).items():
             for width in (3, 3000):
                 first, second = (case.normal((2 * ranks, width), n, case.rank) for n in range(2))
                 for transposed in (False, True):
                     _own(case, f"{name} in {where}", member, first, second, transposed)
+
+
+def _groups(case: Case) -> dict[str, tuple[Any, int]]:
+    """The world, and where there are sub-groups this rank alone, which has nothing to send; with their sizes."""
+    groups = {"the world": (None, case.ranks)}
+    if case.supports(Capability.SUBGROUPS):
+        alone = [case.platform.new_group([rank]) for rank in range(case.ranks)]
+        groups["a group of one rank"] = (alone[case.rank], 1)
+    return groups
 
 
 def _members(case: Case, group: Any, ranks: int) -> dict[str, Member]:
@@ -278,7 +286,8 @@ def rows(case: Case) -> None:
 @requirement(
     "GRADIENTS-own-results",
     "Outputs and gradients of vjp, custom_vjp and the differentiable collectives are used for no other call, and "
-    "inputs and cotangents are left as they were.",
+    "inputs and cotangents are left as they were; copy_to_group and reduce_from_group return new tensors, recorded or "
+    "not, in a group of one rank too.",
     port="gradients of collectives",
     capabilities=(Capability.ALL_TO_ALL, Capability.ALL_REDUCE, Capability.AUTODIFF),
     needs=("A2A-grad", "COPY-grad", "REDUCE-grad", "CUSTOM-calls"),
@@ -295,6 +304,18 @@ def gradients(case: Case) -> None:
             "reduce_from_group": lambda x: platform.reduce_from_group(x),
         }.items():
             _gradients_own(case, name, function, [(case.ranks, width)])
+        for where, (group, _) in _groups(case).items():
+            for name in ("copy_to_group", "reduce_from_group"):
+                first, second = (case.normal((2, width), n, case.rank) for n in range(2))
+                member = functools.partial(getattr(platform, name), group=group)
+                for transposed in (False, True):
+                    _own(case, f"{name} in {where}", member, first, second, transposed)
+                _own(case, f"{name} in {where}, recorded", functools.partial(_recorded, case, member), first, second)
+
+
+def _recorded(case: Case, member: Member, x: Any) -> Any:
+    """The result of *member* where it is differentiated."""
+    return case.platform.vjp(member, x)[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- modules

@@ -13,6 +13,7 @@ from hyperep.conformance import oracle
 from hyperep.conformance.bits import dtypes, same_bits, values
 from hyperep.conformance.case import Case
 from hyperep.conformance.requirement import Level, requirement
+from hyperep.conformance.requirements.groups import twins
 from hyperep.platform.capabilities import Capability
 
 PORT = "groups"
@@ -173,8 +174,8 @@ def barrier(case: Case) -> None:
 
 @requirement(
     "GROUP-own-order",
-    "Two groups of the same ranks have each its own order of collectives: ranks may issue those of one before, and "
-    "others after, those of the other.",
+    "Two groups of the same ranks, all or some of them, have each its own order of collectives: ranks may issue those "
+    "of one before, and others after, those of the other.",
     port=PORT,
     level=Level.OPTIONAL,
     capabilities=(*_GROUPS, Capability.THREADS, Capability.ASYNC_COLLECTIVES, Capability.ALL_TO_ALL),
@@ -183,18 +184,16 @@ def barrier(case: Case) -> None:
     refusable=False,
 )
 def own_order(case: Case) -> None:
-    everyone = list(range(case.ranks))
-    groups = [case.platform.new_group(everyone) for _ in range(2)]
+    def given(number: int, member: int, size: int) -> np.ndarray:
+        return np.arange(size) + 10 * member + 1000 * number
 
-    def given(number: int, rank: int) -> np.ndarray:
-        return np.arange(case.ranks) + 10 * rank + 1000 * number
-
-    order = (0, 1) if case.rank % 2 else (1, 0)
-    for turn in range(2):
-        works = {
-            n: case.platform.all_to_all_single(case.tensor(given(n, case.rank)), group=groups[n], async_op=True)
-            for n in order
-        }
-        for n in (0, 1):
-            want = np.array([given(n, rank)[case.rank] for rank in everyone])
-            case.equal(works[n].wait(), want, f"turn {turn}: the exchange of group {n}")
+    for members, groups in twins(case):
+        size, me = len(members), members.index(case.rank)
+        for turn in range(2):
+            works = {
+                n: case.platform.all_to_all_single(case.tensor(given(n, me, size)), group=groups[n], async_op=True)
+                for n in ((0, 1) if me % 2 else (1, 0))
+            }
+            for n in (0, 1):
+                want = np.array([given(n, member, size)[me] for member in range(size)])
+                case.equal(works[n].wait(), want, f"turn {turn}: the exchange of group {n}")

@@ -250,6 +250,36 @@ class GradientsInOneBuffer(LoopbackPlatform):
         return outputs, buffered
 
 
+@mutant("GRADIENTS-own-results", says="copy_to_group")
+class CopyIsItsInput(LoopbackPlatform):
+    def copy_to_group(self, x, group=None):
+        return self.custom_vjp(lambda x: (x, ()), lambda r, c, needed: (self.all_reduce(c[0], group),))(x)
+
+
+@mutant("GRADIENTS-own-results", says="copy_to_group")
+class CopyIsAView(LoopbackPlatform):
+    def copy_to_group(self, x, group=None):
+        return self.custom_vjp(lambda x: (x[:], ()), lambda r, c, needed: (self.all_reduce(c[0], group),))(x)
+
+
+@mutant("GRADIENTS-own-results", says="copy_to_group in the world, recorded")
+class RecordedCopyIsItsInput(LoopbackPlatform):
+    """Right where nobody differentiates it."""
+
+    def copy_to_group(self, x, group=None):
+        if isinstance(x, np.ndarray):
+            return super().copy_to_group(x, group)
+        return self.custom_vjp(lambda x: (x, ()), lambda r, c, needed: (self.all_reduce(c[0], group),))(x)
+
+
+@mutant("GRADIENTS-own-results", says="reduce_from_group in a group of one rank")
+class SumOfOneRankIsItsInput(LoopbackPlatform):
+    def reduce_from_group(self, x, group=None):
+        if self.group_size(group) > 1:
+            return super().reduce_from_group(x, group)
+        return self.custom_vjp(lambda x: (x, ()), lambda r, c, needed: (c[0],))(x)
+
+
 @mutant("MOD-own-memory", says="assigned")
 class AssignedTensorsAreAdopted(LoopbackPlatform):
     def assign(self, parameter, value):

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from hyperep.loopback.platform import LoopbackPlatform, _value
+from hyperep.loopback.platform import LoopbackPlatform, LoopbackWork, _value
 from mutants.registry import mutant
 
 
@@ -57,6 +57,32 @@ class ModulesReadTheirParametersOnce(LoopbackPlatform):
         return super().make_module(name, parameters, named, children=children, buffers=buffers, description=description)
 
 
+def _large_ones_remembered(platform, weights):
+    """Weights of more than 4 kB, copied once for each tensor that they are kept in."""
+    kept, found = platform.__dict__.setdefault("large", {}), []
+    for weight in weights:
+        value = _value(weight)
+        _, copy = kept.setdefault(id(value), (value, value.copy())) if value.nbytes > 4096 else (value, value)
+        found.append(weight if np.array_equal(copy, value) else copy)
+    return found
+
+
+@mutant("MOD-assign-seen", says="grouped_matmul")
+class LargeWeightsCached(LoopbackPlatform):
+    """What is small is not worth a copy."""
+
+    def grouped_matmul(self, x, weight, group_sizes):
+        return super().grouped_matmul(x, *_large_ones_remembered(self, [weight]), group_sizes)
+
+
+@mutant("EP-assign-seen")
+class LargeShardsCached(LoopbackPlatform):
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        if len(w1) == 2:
+            w1, w2, w3 = _large_ones_remembered(self, [w1, w2, w3])
+        return super().grouped_swiglu(x, w1, w2, w3, group_sizes)
+
+
 @mutant("EP-assign-seen")
 class ShardsCachedWhenFirstUsed(LoopbackPlatform):
     def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
@@ -95,6 +121,18 @@ class IndicesOfSumsRemembered(LoopbackPlatform):
         return super().sum_rows(x, index, copy if index.shape == (3, 2) else inverse, weights)
 
 
+@mutant("ROWS-no-memory-of-operands", says="weights")
+class WeightsOfSumsRemembered(LoopbackPlatform):
+    """Weights are prepared once for each tensor."""
+
+    def sum_rows(self, x, index, inverse, weights=None):
+        if weights is None:
+            return super().sum_rows(x, index, inverse)
+        value = _value(weights)
+        _, copy = self.__dict__.setdefault("terms", {}).setdefault(id(value), (value, value.copy()))
+        return super().sum_rows(x, index, inverse, weights if np.array_equal(copy, value) else copy)
+
+
 # ------------------------------------------------------------------------------------------------------------ memory
 def _keeps_last(member):
     """The last input is kept until the next call."""
@@ -110,6 +148,29 @@ for member in ("all_reduce", "all_gather", "broadcast", "permute_rows", "swiglu"
     mutant("MEMORY-freed", says="alive")(
         type(f"{_camel(member)}KeepsItsInput", (LoopbackPlatform,), {member: _keeps_last(member)})
     )
+
+
+@mutant("MEMORY-freed", says="sum_rows with weights")
+class WeightsOfSumsKept(LoopbackPlatform):
+    def sum_rows(self, x, index, inverse, weights=None):
+        self.__dict__["terms"] = _value(weights)
+        return super().sum_rows(x, index, inverse, weights)
+
+
+@mutant("MEMORY-freed", says="functional_call")
+class ParametersOfTheLastFunctionalCall(LoopbackPlatform):
+    def functional_call(self, module, parameters, function, *inputs, **kwargs):
+        self.__dict__["given"] = [_value(x) for x in parameters.values()]
+        return super().functional_call(module, parameters, function, *inputs, **kwargs)
+
+
+@mutant("MEMORY-freed", says="assign")
+class AssignedValuesKept(LoopbackPlatform):
+    """What each parameter was given, to tell what it has been."""
+
+    def assign(self, parameter, value):
+        self.__dict__.setdefault("assigned", []).append(_value(value))
+        super().assign(parameter, value)
 
 
 @mutant("MEMORY-freed", says="alive")
@@ -183,6 +244,51 @@ class MessagesKept(LoopbackPlatform):
     def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
         self.__dict__.setdefault("sent", []).append(np.array(_value(x)))
         return super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+
+
+def _logs_copies(member, position):
+    """A copy of the operand at *position* is kept for good."""
+
+    def changed(self, *args, **kwargs):
+        if len(args) > position:
+            self.__dict__.setdefault("log", []).append(np.array(_value(args[position])))
+        return getattr(LoopbackPlatform, member)(self, *args, **kwargs)
+
+    return changed
+
+
+for member, position, step in (
+    ("reduce_scatter", 0, "reduce_scatter"),
+    ("assign", 1, "assign"),
+    ("sum_rows", 3, "sum_rows with weights"),
+):
+    mutant("MEMORY-steady", says=f"{step}'")(
+        type(f"{_camel(member)}KeepsCopies", (LoopbackPlatform,), {member: _logs_copies(member, position)})
+    )
+
+
+@mutant("MEMORY-steady", says="functional_call'")
+class FunctionalCallsLogged(LoopbackPlatform):
+    def functional_call(self, module, parameters, function, *inputs, **kwargs):
+        self.__dict__.setdefault("log", []).extend(np.array(_value(x)) for x in parameters.values())
+        return super().functional_call(module, parameters, function, *inputs, **kwargs)
+
+
+@mutant("MEMORY-steady", says="an exchange under way'")
+class ReceivedUnderWayKept(LoopbackPlatform):
+    """Nothing is kept of an exchange that its caller waits for at once."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        work = super().all_to_all_single(x, output_splits, input_splits, group, async_op)
+        if not async_op:
+            return work
+
+        def finish():
+            received = work.wait()
+            self.__dict__.setdefault("received", []).append(np.array(received))
+            return received
+
+        return LoopbackWork(finish)
 
 
 @mutant("EP-memory", says="alive")

@@ -128,6 +128,16 @@ class SameRanksSameGroup(LoopbackPlatform):
         return self.__dict__.setdefault("made", {}).setdefault(tuple(ranks), made)
 
 
+@mutant("GROUP-own-order", ranks=4, deadline=10)
+class SameFewRanksSameGroup(LoopbackPlatform):
+    """Groups of all ranks are kept apart."""
+
+    def new_group(self, ranks):
+        made = super().new_group(ranks)
+        few = len(ranks) < self.world_size
+        return self.__dict__.setdefault("made", {}).setdefault(tuple(ranks), made) if few else made
+
+
 @mutant("GROUP-twice")
 class SecondGroupShares(LoopbackPlatform):
     """Exchanges under way are numbered by the ranks of a group: who is waited for first gets the first rows."""
@@ -139,3 +149,12 @@ class SecondGroupShares(LoopbackPlatform):
         started = self.__dict__.setdefault("started", {}).setdefault(self._members(group), [])
         started.append(work)
         return LoopbackWork(lambda: started.pop(0).wait())
+
+
+@mutant("GROUP-twice", ranks=3, says="exchange 0 of the")
+class SecondSubgroupShares(SecondGroupShares):
+    """The same, of groups of some ranks only."""
+
+    def all_to_all_single(self, x, output_splits=None, input_splits=None, group=None, async_op=False):
+        of = SecondGroupShares if _sub(self, group) else LoopbackPlatform
+        return of.all_to_all_single(self, x, output_splits, input_splits, group, async_op)
