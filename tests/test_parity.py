@@ -51,10 +51,8 @@ def test_layers_of_published_models_agree(style, ep, tp, config):
     run(lambda platform: parity.configured_layer_agrees(platform, style, ep, tp, config), ep * tp)
 
 
-@pytest.mark.parametrize("chunks", [2, 3])
-@pytest.mark.parametrize(("style", "ep", "tp"), [("ep", 1, 1), ("ep", 2, 1), ("ep", 4, 1), ("etp", 2, 2)])
+@pytest.mark.parametrize(("style", "ep", "tp", "chunks"), [("ep", 1, 1, 3), *parity.IN_CHUNKS])
 def test_layers_in_chunks_agree(style, ep, tp, chunks):
-    """With shared experts, which are computed meanwhile."""
     run(lambda platform: parity.configured_layer_agrees(platform, style, ep, tp, "deepseek-v3", chunks), ep * tp)
 
 

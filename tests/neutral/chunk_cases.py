@@ -134,3 +134,13 @@ def refusals(platform):
         experts(x, numbers, s, scale=x)
     assert tuple(experts(x, numbers, s).shape) == (4, DIM)
     assert numbers.shape[1] == TOP_K
+
+
+CASES = (
+    two_layers_interleaved,
+    gradients_that_nobody_wants,
+    meanwhile_is_added,
+    no_more_than_two_parts_are_in_flight,
+    refusals,
+)
+"""Of every platform, at two ranks or more."""

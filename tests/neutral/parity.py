@@ -11,6 +11,8 @@ from hyperep.sharding import gather_tensor
 DIM, HIDDEN, EXPERTS, TOP_K = 8, 12, 8, 2
 GRID = [(1, 2), (2, 1), (2, 2), (1, 4), (4, 1)]
 """(ep, tp)"""
+IN_CHUNKS = [(*of, chunks) for of in (("ep", 2, 1), ("ep", 4, 1), ("etp", 2, 2)) for chunks in (1, 2, 3)]
+"""(style, ep, tp, chunks)"""
 TOKENS = (10, 3, 0, 7)
 """Of each data rank; the third one has none."""
 
@@ -85,7 +87,7 @@ def sharded_layer_agrees(platform, style, ep, tp, exchange="tokens", chunks=1):
 
 
 def configured_layer_agrees(platform, style, ep, tp, config, chunks=1):
-    """The same for the routing and the shared experts of published models."""
+    """The same for the routing and the shared experts of published models, which chunks compute meanwhile."""
     found = errors(platform, style, ep, tp, config, chunks=chunks)
     assert ("shared_experts.w2.weight" in found) == (config == "deepseek-v3")
     assert max(found.values()) < 1e-5, found

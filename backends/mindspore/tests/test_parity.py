@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Styles against the unsharded layer between real ranks, and alone: the core's neutral cases."""
 
+import chunk_cases
+import parity
 import pytest
 
 DEADLINE = 240.0
@@ -20,8 +22,6 @@ def test_sharded_layer_agrees_with_the_unsharded(request, style, ep, tp):
 
 @pytest.mark.parametrize("style", ["ep", "tp", "etp"])
 def test_sharded_over_one_rank(platform, style):
-    import parity
-
     parity.sharded_layer_agrees(platform, style, 1, 1)
 
 
@@ -44,10 +44,15 @@ def test_a_layer_of_a_published_model_agrees(four):
     _run(four, "configured_layer_agrees", style="plan", ep=2, tp=2, config="deepseek-v3")
 
 
-@pytest.mark.parametrize(("world", "style", "ep", "tp", "chunks"), [("two", "ep", 2, 1, 3), ("four", "etp", 2, 2, 2)])
-def test_layers_in_chunks_agree(request, world, style, ep, tp, chunks):
+@pytest.mark.parametrize(("style", "ep", "tp", "chunks"), parity.IN_CHUNKS)
+def test_layers_in_chunks_agree(request, style, ep, tp, chunks):
     case = {"style": style, "ep": ep, "tp": tp, "config": "deepseek-v3", "chunks": chunks}
-    _run(request.getfixturevalue(world), "configured_layer_agrees", **case)
+    _run(request.getfixturevalue({2: "two", 4: "four"}[ep * tp]), "configured_layer_agrees", **case)
+
+
+@pytest.mark.parametrize("case", chunk_cases.CASES)
+def test_layers_in_chunks(two, case):
+    two.run(f"chunk_cases:{case.__name__}", {}, deadline=DEADLINE)
 
 
 def bad_input(platform):

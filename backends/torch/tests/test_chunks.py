@@ -21,16 +21,7 @@ DIM, HIDDEN, EXPERTS, TOP_K = 8, 6, 4, 2
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
-@pytest.mark.parametrize(
-    "case",
-    [
-        chunk_cases.two_layers_interleaved,
-        chunk_cases.gradients_that_nobody_wants,
-        chunk_cases.meanwhile_is_added,
-        chunk_cases.no_more_than_two_parts_are_in_flight,
-        chunk_cases.refusals,
-    ],
-)
+@pytest.mark.parametrize("case", chunk_cases.CASES)
 def test_neutral_cases(request, world, case):
     request.getfixturevalue(world).run(case)
 

@@ -49,12 +49,10 @@ def test_layers_of_published_models_agree(four, config):
     four.run(parity.configured_layer_agrees, "plan" if config == "deepseek-v3" else "etp", 2, 2, config)
 
 
-@pytest.mark.parametrize("chunks", [2, 3])
-@pytest.mark.parametrize(
-    ("world", "style", "ep", "tp"), [("two", "ep", 2, 1), ("four", "ep", 4, 1), ("four", "etp", 2, 2)]
-)
-def test_layers_in_chunks_agree(request, world, style, ep, tp, chunks):
-    request.getfixturevalue(world).run(parity.configured_layer_agrees, style, ep, tp, "deepseek-v3", chunks)
+@pytest.mark.parametrize(("style", "ep", "tp", "chunks"), parity.IN_CHUNKS)
+def test_layers_in_chunks_agree(request, style, ep, tp, chunks):
+    ranks = request.getfixturevalue({2: "two", 4: "four"}[ep * tp])
+    ranks.run(parity.configured_layer_agrees, style, ep, tp, "deepseek-v3", chunks)
 
 
 @pytest.mark.parametrize("bias", [False, True])

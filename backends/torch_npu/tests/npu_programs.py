@@ -10,10 +10,13 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import parity
 from ascend_emulator import told
 from hyperep_torch.collectives import TorchWork
 from hyperep_torch_npu.platform import join
 from measure import relative, rows
+
+from hyperep.exchange import chunks as in_chunks
 
 
 def results(platform: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -59,6 +62,33 @@ def results_are_garbage_without_the_wait(platform: Any) -> None:
     wrong = {name for name, (value, expected) in found.items() if not relative(value, expected) < 1e-2}
     source = platform.rank == platform.world_size - 1  # the source of a broadcast has its rows already
     assert wrong == set(found) - ({"broadcast"} if source else set()), f"wrong without a wait: {sorted(wrong)}"
+
+
+def chunks_agree_in_late_streams(platform: Any, chunks: int) -> None:
+    """A layer in chunks reads nothing before it has come, forward and backward."""
+    with delayed(30):
+        parity.configured_layer_agrees(platform, "ep", platform.world_size, 1, "deepseek-v3", chunks)
+
+
+def chunks_disagree_without_a_wait(platform: Any, exchange: str, backward: bool) -> None:
+    """The check above notices each wait of rows that is left out: of either way, in forward or in backward."""
+    chunks, original, seen = 3, getattr(in_chunks, exchange), 0
+
+    def unwaited(x: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal seen
+        work = original(x, *arguments, **options)
+        if x.shape[1] == parity.DIM:  # and not the numbers of experts: those that were never written may be any
+            seen += 1
+            if (seen > chunks) == backward:
+                return mock.Mock(wait=lambda: work._output)
+        return work
+
+    with mock.patch.object(in_chunks, exchange, unwaited), delayed(100):
+        found = parity.errors(platform, "ep", platform.world_size, 1, "deepseek-v3", chunks=chunks)
+        platform.barrier()
+    assert seen > chunks
+    wrong = {name for name in ("output", "input gradient") if not found[name] < 1e-2}
+    assert (wrong == {"input gradient"}) if backward else ("output" in wrong), found
 
 
 def sorted_dtypes(function: Callable[[], Any]) -> set[Any]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import bad_input_cases
+import chunk_cases
+import parity
 import pytest
 
 GRID = [("ep", 2, 1), ("ep", 4, 1), ("tp", 1, 2), ("tp", 1, 4), ("etp", 2, 2)]
@@ -20,10 +22,16 @@ def test_layers_of_published_models_agree(pools, config):
     pools(4).run("parity:configured_layer_agrees", case, deadline=120)
 
 
-@pytest.mark.parametrize(("style", "ep", "tp", "chunks"), [("ep", 2, 1, 2), ("ep", 4, 1, 3), ("etp", 2, 2, 2)])
+@pytest.mark.parametrize(("style", "ep", "tp", "chunks"), parity.IN_CHUNKS)
 def test_layers_in_chunks_agree(pools, style, ep, tp, chunks):
     case = {"style": style, "ep": ep, "tp": tp, "config": "deepseek-v3", "chunks": chunks}
     pools(ep * tp).run("parity:configured_layer_agrees", case, deadline=120)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("case", chunk_cases.CASES)
+def test_layers_in_chunks(pools, case, ranks):
+    pools(ranks).run(f"chunk_cases:{case.__name__}", {}, deadline=120)
 
 
 def test_one_style_serves_two_layers(pools):

@@ -13,6 +13,7 @@ import pytest
 
 MODEL = ["--dim", "32", "--heads", "2", "--seq-len", "32", "--batch-tokens", "256", "--steps", "6"]
 EXCHANGE = ["--only", "A2A-uneven-splits", "--only", "A2A-integers"]
+CHUNKS = ["--only", "EP-chunks", "--only", "EP-chunks-cost"]
 
 
 def hyperep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,6 +56,14 @@ def test_the_suite_finds_a_platform_that_does_not_wait(tmp_path):
         "conformance", "run", "--platform", "torch_npu", "--world-size", "2", *EXCHANGE, EMULATED_NPU_DELAY_MS="100"
     )
     assert right.returncode == 0, right.stdout + right.stderr
+
+
+@pytest.mark.emulator
+def test_layers_in_chunks_conform_in_late_streams():
+    """And all that they rest on. That a wait which is left out is noticed is shown in ``test_visibility.py``."""
+    run = ["conformance", "run", "--platform", "torch_npu", "--world-size", "2", *CHUNKS]
+    done = hyperep(*run, EMULATED_NPU_DELAY_MS="20")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_training_agrees_with_the_unsharded_model_and_with_the_reference_platform(tmp_path):
