@@ -8,6 +8,8 @@ import pickle
 import hyperep_torch as hep
 import pytest
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import hyperep
@@ -65,11 +67,21 @@ def test_it_obeys_the_default_device_and_dtype():
     assert {t.device.type for t in meta.state_dict().values()} == {"meta"}
 
 
-def test_a_hundred_billion_parameters_cost_nothing_on_meta():
+def _hundred_billion(platform):
     config = dataclasses.replace(PRESETS["deepseek-v3"].config, dim=8192, hidden_dim=8192)
     with torch.device("meta"):
-        layer = hep.MoE.of(config)
-    assert sum(p.numel() for p in layer.parameters()) > 50e9
+        model = nn.Sequential(*(hep.MoE.of(config) for _ in range(2)))
+    count = sum(p.numel() for p in model.parameters())
+    hep.parallelize_module(
+        model, init_device_mesh("cpu", (2,), mesh_dim_names=("ep",)), {"*.experts": hep.ExpertParallel()}
+    )
+    return count, sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
+
+
+def test_a_hundred_billion_parameters_cost_nothing_on_meta(two):
+    for count, own in two.run(_hundred_billion):
+        assert count > 100e9
+        assert own < 0.51 * count
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["made", "reset"])
