@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-__all__ = ["fill", "key_of", "normal", "uniform"]
+__all__ = ["Start", "fill", "key_of", "normal", "start_of", "uniform"]
 
 _CHUNK = 1 << 16
 """Elements that are computed at a time: what a fill needs beside the tensor is a few megabytes."""
@@ -28,6 +28,9 @@ _FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 Numbers = Callable[[int, torch.Tensor], torch.Tensor]
 """``numbers(key, index)``: float64 numbers for the int64 tensor *index* of places."""
+
+Start = int | torch.Tensor
+"""Where a part begins along a dim; or, if it is of several parts, all its indices, int64 on the host."""
 
 
 def key_of(*parts: object) -> int:
@@ -48,8 +51,15 @@ def normal(key: int, index: torch.Tensor) -> torch.Tensor:
     return (-2.0 * radius.log()).sqrt_() * (2.0 * math.pi * angle).cos_()
 
 
+def start_of(indices: torch.Tensor) -> Start:
+    """That of these indices along a dim."""
+    indices = indices.cpu()
+    first = int(indices[0]) if len(indices) else 0
+    return first if torch.equal(indices, torch.arange(first, first + len(indices), device="cpu")) else indices
+
+
 def fill(
-    local: torch.Tensor, whole: Sequence[int], offset: Sequence[int], numbers: Callable[[torch.Tensor], torch.Tensor]
+    local: torch.Tensor, whole: Sequence[int], offset: Sequence[Start], numbers: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     """Fill the part *local*, which begins at *offset* of a tensor of shape *whole*, in place.
 
@@ -59,6 +69,7 @@ def fill(
     flat = target.view(-1)
     # Not every accelerator has wide integers and float64; there the host computes.
     device = local.device if local.device.type in ("cpu", "cuda") else torch.device("cpu")
+    offset = [start if isinstance(start, int) else start.to(device) for start in offset]
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
         index = torch.arange(start, start + part.numel(), dtype=torch.int64, device=device)
@@ -67,15 +78,16 @@ def fill(
         local.copy_(target)
 
 
-def _places(index: torch.Tensor, local: Sequence[int], whole: Sequence[int], offset: Sequence[int]) -> torch.Tensor:
+def _places(index: torch.Tensor, local: Sequence[int], whole: Sequence[int], offset: Sequence[Start]) -> torch.Tensor:
     """Places in the flattened whole of the elements *index* of the flattened part."""
     if tuple(local) == tuple(whole):
         return index
-    if tuple(local[1:]) == tuple(whole[1:]):
+    if tuple(local[1:]) == tuple(whole[1:]) and isinstance(offset[0], int):
         return index + offset[0] * math.prod(whole[1:])
     places, rest, stride = torch.zeros_like(index), index, 1
     for here, size, start in zip(reversed(local), reversed(whole), reversed(offset), strict=True):
-        places += (rest % here + start) * stride
+        along = rest % here
+        places += (along + start if isinstance(start, int) else start[along]) * stride
         rest, stride = rest // here, stride * size
     return places
 
