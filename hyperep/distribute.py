@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from hyperep.agreement import require_agreement
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
@@ -14,7 +16,15 @@ from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.sharding import Sharding, described, shard_tensor
 
-__all__ = ["distribute_module", "distribute_parameter", "distribute_tensor", "own_buffers", "own_parameters"]
+__all__ = [
+    "distribute_module",
+    "distribute_parameter",
+    "distribute_tensor",
+    "is_laid_out",
+    "lay_out",
+    "own_buffers",
+    "own_parameters",
+]
 
 
 def distribute_tensor(tensor: Any, mesh: DeviceMesh, placements: Sequence[Placement]) -> Any:
@@ -76,6 +86,27 @@ def distribute_parameter(module: Module, name: str, mesh: DeviceMesh, placements
             "style is applied once, to a module that holds whole parameters, and before any data-parallel wrapper"
         )
     platform.shard_parameter(module, name, shard_tensor(platform.local(parameter), sharding), sharding)
+
+
+def is_laid_out(platform: Any, tensor: Any, mesh: DeviceMesh, placements: Sequence[Placement]) -> bool:
+    """Whether a parameter or buffer lies over the ranks of *mesh* already, as *placements* say."""
+    current = platform.sharding(tensor)
+    return (
+        current is not None
+        and current.placements == tuple(placements)
+        and np.array_equal(current.mesh.ranks, mesh.ranks)  # whatever the dimensions are called
+    )
+
+
+def lay_out(module: Module, name: str, mesh: DeviceMesh, placements: Sequence[Placement]) -> None:
+    """As :func:`distribute_parameter`; one that lies so already, on all ranks, is taken as it is."""
+    platform = mesh.platform
+    tensor = {**own_buffers(platform, module), **own_parameters(platform, module)}[name]
+    current = platform.sharding(tensor)
+    if current is not None and is_laid_out(platform, tensor, mesh, placements):
+        platform.shard_parameter(module, name, platform.local(tensor), current)
+    else:
+        distribute_parameter(module, name, mesh, placements)
 
 
 def own_parameters(platform: Any, module: Module) -> dict[str, Any]:

@@ -63,6 +63,17 @@ def test_a_deep_copy_hands_itself_to_the_steps(ranks):
     run(style_cases.a_deep_copy_hands_itself_to_the_steps, ranks)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("which", style_cases.READY)
+def test_shards_that_are_there_are_taken(which, ranks):
+    run(lambda platform: style_cases.shards_that_are_there_are_taken(platform, which), ranks)
+
+
+@pytest.mark.parametrize("which", style_cases.UNUSABLE_SHARDS)
+def test_other_shards_are_refused_on_every_rank(which):
+    run(lambda platform: style_cases.other_shards_are_refused_on_every_rank(platform, which), 2)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_distribute_module_converts(ranks):
     run(style_cases.distribute_module_converts, ranks)

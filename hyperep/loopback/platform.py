@@ -224,7 +224,8 @@ class LoopbackPlatform(PlatformBase[np.ndarray]):
         held = module.own_buffers if name in module.own_buffers else module.own_parameters
         if name not in held:
             raise ValueError(f"{module.name} has no parameter {name!r} of its own; it has {sorted(held)}")
-        held[name] = held[name].sharded(_value(local), sharding)
+        if held[name].sharding != sharding:
+            held[name] = held[name].sharded(_value(local), sharding)
 
     def wrap_forward(self, module: Any, wrapper: Callable[..., Any]) -> None:  # noqa: D102
         module.wrappers.append(wrapper)

@@ -291,6 +291,7 @@ class Platform(Protocol[T]):
 
         It keeps what the framework's users have set on it, as far as that makes sense for a shard: whether it wants
         gradients, and attributes. Two modules that hold one parameter hold one shard when both were asked for the same.
+        One that lies so already stays: *local* is its own part then.
         """
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from hyperep.distribute import distribute_parameter, own_buffers
+from hyperep.distribute import is_laid_out, lay_out, own_buffers
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
@@ -48,7 +48,7 @@ def plan_buffers(
 
     Raises:
         ValueError: whether a buffer is split cannot be seen and was not said, or what was said names no buffer, does
-            not divide, or has another number of placements.
+            not divide, or has another number of placements; or one is distributed already in another way.
     """
     platform = mesh.platform
     buffers = platform.buffers(module)
@@ -58,13 +58,20 @@ def plan_buffers(
         raise ValueError(f"{style}: buffers={unused} match no buffer; the module has {sorted(buffers)}")
     plan = {}
     for path, buffer in buffers.items():
-        shape = whole_shape(platform, buffer)
+        shape, there = whole_shape(platform, buffer), platform.sharding(buffer)
         said = next((value for pattern, value in declared.items() if fnmatchcase(path, pattern)), None)
         if said is not None:
             placements = (said,) if isinstance(said, Placement) else tuple(said)
+        elif there is not None:
+            placements = there.placements  # which says it
         else:
             placements = _seen(style, path, shape, mesh, experts, levels, features, sliced)
         Sharding(mesh, placements).local_shape(shape)
+        if there is not None and not is_laid_out(platform, buffer, mesh, placements):
+            raise ValueError(
+                f"{style}: buffer {path!r} is distributed already, as {list(there.placements)} over {there.mesh}, and "
+                f"not as {list(placements)} over {mesh}; leave it whole, or lay it out so"
+            )
         if any(not isinstance(placement, Replicate) for placement in placements):
             plan[path] = placements
     return plan
@@ -76,7 +83,7 @@ def shard_buffers(module: Module, mesh: DeviceMesh, plan: Mapping[str, Sequence[
         for name in list(own_buffers(mesh.platform, part)):
             placements = plan.get(f"{path}.{name}" if path else name)
             if placements is not None:
-                distribute_parameter(part, name, mesh, placements)
+                lay_out(part, name, mesh, placements)
 
 
 def _seen(

@@ -4,19 +4,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hyperep.agreement import require_agreement
+from hyperep.distribute import is_laid_out, own_parameters
 from hyperep.mesh import DeviceMesh
+from hyperep.placements import Placement
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.platform.protocol import Module, Parameter, Platform
 from hyperep.sharding import described, whole_shape
 
-__all__ = ["UnlikeWeights", "require_alike", "require_experts", "require_mesh", "require_support", "require_whole"]
+__all__ = [
+    "LaidOut",
+    "UnlikeWeights",
+    "note_applied",
+    "require_alike",
+    "require_experts",
+    "require_layouts",
+    "require_mesh",
+    "require_support",
+]
+
+LaidOut = Callable[[str, Module], Mapping[str, Sequence[Placement]]]
+"""How a style lays out the parameters that belong to a part of a module itself, from its path and the part."""
+
+_APPLIED = "_hyperep_style"
+"""Attribute of a module: the style that was applied to it, or to one above it."""
 
 _SAMPLE = 16
 """Numbers of each parameter that ranks compare: enough to tell draws apart, and nothing to copy to the host."""
@@ -66,7 +83,7 @@ def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequen
     platform = mesh.platform
     parameters = platform.parameters(module)
     tensors = [*parameters.items(), *platform.buffers(module).items()]
-    form = [f"{name!r}, {described(platform, tensor)}" for name, tensor in tensors]
+    form = [f"{name!r}, {described(platform, tensor)}{_layout(tensor, mesh)}" for name, tensor in tensors]
     sample = _sample(parameters, mesh) if mesh.size() > 1 else b""
     other = require_agreement(mesh, style, (style, *settings, *form), sample)
     if other is not None:
@@ -78,6 +95,15 @@ def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequen
             ),
             stacklevel=4,
         )
+
+
+def _layout(tensor: Any, mesh: DeviceMesh) -> str:
+    """What ranks must have in common of how a parameter or buffer lies, where it is distributed already."""
+    sharding = mesh.platform.sharding(tensor)
+    if sharding is None:
+        return ""
+    where = "the ranks of the style" if np.array_equal(sharding.mesh.ranks, mesh.ranks) else "other ranks"
+    return f", laid out as {list(sharding.placements)} over {where}"
 
 
 def _sample(parameters: Mapping[str, Parameter], mesh: DeviceMesh) -> bytes:
@@ -95,18 +121,20 @@ def _sample(parameters: Mapping[str, Parameter], mesh: DeviceMesh) -> bytes:
     return b"".join(np.ascontiguousarray(row).tobytes() for row in platform.to_host(*rows))
 
 
-def require_experts(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> int:
+def require_experts(
+    style: str, module: Module, mesh: DeviceMesh, laid_out: LaidOut, settings: Sequence[str] = ()
+) -> int:
     """The number of experts of a module, from the first dim of its parameters; checked before anything is changed.
 
     Raises:
-        ValueError: on all ranks, there are no parameters, they disagree on dim 0, one is distributed already, or a rank
-            has others.
+        ValueError: on all ranks, there are no parameters, they disagree on dim 0, one is distributed already in another
+            way than *laid_out* says, or a rank has others.
     """
     require_alike(style, module, mesh, settings)
     parameters = mesh.platform.parameters(module)
     if not parameters:
         raise ValueError(f"{style}: the module has no parameters; apply the style to the module that holds the experts")
-    require_whole(style, parameters, mesh)
+    require_layouts(style, mesh.platform.named_modules(module), mesh, laid_out)
     shapes = {name: whole_shape(mesh.platform, parameter) for name, parameter in parameters.items()}
     numbers = {shape[0] for shape in shapes.values() if len(shape) > 1}
     features = {size for shape in shapes.values() for size in shape[1:]}
@@ -120,16 +148,29 @@ def require_experts(style: str, module: Module, mesh: DeviceMesh, settings: Sequ
     return int(numbers.pop())
 
 
-def require_whole(style: str, parameters: Mapping[str, Parameter], mesh: DeviceMesh) -> None:
-    """Check that no parameter is distributed yet.
+def require_layouts(style: str, parts: Mapping[str, Module], mesh: DeviceMesh, laid_out: LaidOut) -> None:
+    """Check that no parameter of *parts* is distributed yet; or if one is, as the style would do it.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is distributed in another way, or by a style that was applied before.
     """
-    for name, parameter in parameters.items():
-        sharding = mesh.platform.sharding(parameter)
-        if sharding is not None:
-            raise ValueError(
-                f"{style}: parameter {name!r} is distributed already, as {list(sharding.placements)}; "
-                "a style is applied once, to a module with whole parameters, and before data parallelism"
-            )
+    platform = mesh.platform
+    applied = any(getattr(part, _APPLIED, None) for part in parts.values())
+    for path, part in parts.items():
+        for name, parameter in own_parameters(platform, part).items():
+            sharding = platform.sharding(parameter)
+            if sharding is None:
+                continue
+            if applied or not is_laid_out(platform, parameter, mesh, laid_out(path, part).get(name, ())):
+                whole = f"{path}.{name}" if path else name
+                raise ValueError(
+                    f"{style}: parameter {whole!r} is distributed already, as {list(sharding.placements)}; a style is "
+                    "applied once, to a module with whole parameters or with parameters that lie over its mesh as it "
+                    "would lay them out, and before data parallelism"
+                )
+
+
+def note_applied(style: str, module: Module, mesh: DeviceMesh) -> None:
+    """Note on *module* that a style was applied to it: shards look alike, whoever made them."""
+    for part in mesh.platform.named_modules(module).values():
+        setattr(part, _APPLIED, style)

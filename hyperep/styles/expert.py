@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.distribute import lay_out, own_parameters
 from hyperep.exchange.balance import Balance
 from hyperep.exchange.balanced import OverRanksBalanced
 from hyperep.exchange.calibration import read
@@ -138,9 +138,12 @@ class ExpertParallel(BaseExpertParallel):
                 "which cannot be cut into chunks, and whose gradients would be lost; leave them out, or choose chunks=1"
             )
 
+    def _laid_out(self, name: str, module: Module, mesh: DeviceMesh) -> Mapping[str, Sequence[Placement]]:
+        return {key: (Shard(0),) * mesh.ndim for key in own_parameters(mesh.platform, module)}
+
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
-        for key in list(own_parameters(mesh.platform, module)):
-            distribute_parameter(module, key, mesh, [Shard(0)] * mesh.ndim)
+        for key, placements in self._laid_out(name, module, mesh).items():
+            lay_out(module, key, mesh, placements)
 
     def _of_rows(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RowExperts:
         if len(self.levels) > 1:

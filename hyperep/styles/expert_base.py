@@ -18,7 +18,7 @@ from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
-from hyperep.styles.checks import require_experts, require_mesh
+from hyperep.styles.checks import note_applied, require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
@@ -57,14 +57,15 @@ class BaseExpertParallel(ParallelStyle):
         Raises:
             UnsupportedCapability: on all ranks, the platform lacks what an option of the style needs.
             ValueError: on all ranks, the mesh has other dimensions; the number of experts is not divisible; the module
-                has no parameters, or some without an expert dim, or some that are distributed already; a rank has
-                others; or a buffer may or may not have an entry for each expert.
+                has no parameters, or some without an expert dim, or some that are distributed already in another way
+                than the style's; a rank has others; or a buffer may or may not have an entry for each expert.
         """
         style = type(self).__name__
         mesh = require_mesh(style, adopt_mesh(mesh), self.mesh_dim_names)
         self._require_support(mesh)
         takes = declared_calls(style, module)
-        num_experts = require_experts(style, module, mesh, [repr(takes), *self._settings()])
+        laid_out = functools.partial(self._laid_out, mesh=mesh)
+        num_experts = require_experts(style, module, mesh, laid_out, [repr(takes), *self._settings()])
         ranks = math.prod(mesh.size(name) for name in self.levels)
         if num_experts % ranks:
             dims = f"the {' x '.join(self.levels)} dimension{'s' if len(self.levels) > 1 else ''} {ranks}"
@@ -86,6 +87,7 @@ class BaseExpertParallel(ParallelStyle):
             for path, submodule in mesh.platform.named_modules(module).items():
                 self._partition_fn(path, submodule, mesh)
             shard_buffers(module, mesh, buffers)
+        note_applied(style, module, mesh)
         around = self._around_own(module, mesh)
 
         def called(
@@ -145,6 +147,13 @@ class BaseExpertParallel(ParallelStyle):
     def _of_tokens(self, module: Module, experts: LocalExperts, mesh: DeviceMesh, num_experts: int) -> RoutedExperts:
         """All experts, called with tokens, made of those of this rank."""
         return routed_from_rows(mesh.platform, self._of_rows(module, experts, mesh, num_experts), num_experts)
+
+    def _laid_out(self, name: str, module: Module, mesh: DeviceMesh) -> Mapping[str, Sequence[Placement]]:
+        """How parameters that belong to *module* itself may lie already, by their names; as ``_partition_fn`` does it.
+
+        *name* is its path below the experts.
+        """
+        return {}
 
     @abstractmethod
     def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from hyperep.distribute import distribute_parameter
 from hyperep.exchange.balance import Balance
 from hyperep.exchange.routed import RoutedExperts, in_slices
 from hyperep.exchange.rows import DispatchContext
@@ -71,9 +70,9 @@ class ExpertTensorParallel(ExpertParallel):
             )
         return self.slices.sizes(module, mesh, mesh.size("tp"))
 
-    def _partition_fn(self, name: str, module: Module, mesh: DeviceMesh) -> None:
-        for key, placement in self.slices.placements(module, mesh, mesh.size("tp"), name).items():
-            distribute_parameter(module, key, mesh, [*[Shard(0)] * len(self.levels), placement])
+    def _laid_out(self, name: str, module: Module, mesh: DeviceMesh) -> Mapping[str, Sequence[Placement]]:
+        sliced = self.slices.placements(module, mesh, mesh.size("tp"), name)
+        return {key: (*(Shard(0),) * len(self.levels), placement) for key, placement in sliced.items()}
 
     def _around_own(self, module: Module, mesh: DeviceMesh) -> Around:
         biases = self.slices.added_once(module, mesh)

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hyperep.distribute import distribute_parameter, own_parameters
+from hyperep.distribute import lay_out, own_parameters
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Partial, Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.sharding import whole_shape
-from hyperep.styles.checks import require_alike, require_mesh, require_whole
+from hyperep.styles.checks import note_applied, require_alike, require_layouts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
@@ -56,13 +56,15 @@ class ColwiseParallel(ParallelStyle):
 
         Raises:
             ValueError: the mesh has other dimensions, ``out`` is not divisible, or the parameters are others or are
-                distributed already.
+                distributed already in another way.
         """
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        names = _require_linear(type(self).__name__, module, mesh, 0, self._shard.parts)
+        layout = {"weight": (self._shard,), "bias": (self._shard,)}
+        names = _require_linear(type(self).__name__, module, mesh, 0, layout, self._shard.parts)
         with watched(mesh.platform, module):
             for name in names:
-                distribute_parameter(module, name, mesh, [self._shard])
+                lay_out(module, name, mesh, layout[name])
+        note_applied(type(self).__name__, module, mesh)
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(inner: Callable[..., Any], x: Any, *inputs: Any, **kwargs: Any) -> Any:
@@ -102,10 +104,11 @@ class RowwiseParallel(ParallelStyle):
 
         Raises:
             ValueError: the mesh has other dimensions, ``in`` is not divisible, there is a bias but the output is to be
-                partial, or the parameters are others or are distributed already.
+                partial, or the parameters are others or are distributed already in another way.
         """
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
-        names = _require_linear(type(self).__name__, module, mesh, 1)
+        layout: dict[str, tuple[Placement, ...]] = {"weight": (Shard(1),), "bias": (Replicate(),)}
+        names = _require_linear(type(self).__name__, module, mesh, 1, layout)
         partial, biased = self.output_layout == Partial(), "bias" in names
         if partial and biased:
             raise ValueError(
@@ -113,9 +116,9 @@ class RowwiseParallel(ParallelStyle):
                 "of the terms would hold it more than once; leave the bias out and add it after your reduction"
             )
         with watched(mesh.platform, module):
-            distribute_parameter(module, "weight", mesh, [Shard(1)])
-            if biased:
-                distribute_parameter(module, "bias", mesh, [Replicate()])
+            for name in names:
+                lay_out(module, name, mesh, layout[name])
+        note_applied(type(self).__name__, module, mesh)
         group, platform = mesh.get_group(), mesh.platform
 
         def reduce(term: Any) -> Any:
@@ -131,7 +134,14 @@ class RowwiseParallel(ParallelStyle):
         return module
 
 
-def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int, parts: int = 1) -> tuple[str, ...]:
+def _require_linear(
+    style: str,
+    module: Module,
+    mesh: DeviceMesh,
+    dim: int,
+    layout: Mapping[str, Sequence[Placement]],
+    parts: int = 1,
+) -> tuple[str, ...]:
     """The names of a linear module's parameters; checked before anything is changed."""
     require_alike(style, module, mesh, [f"{parts} weights in one"])
     parameters = own_parameters(mesh.platform, module)
@@ -144,7 +154,7 @@ def _require_linear(style: str, module: Module, mesh: DeviceMesh, dim: int, part
             f"{style}: the module must have parameters 'weight' [out, in] and perhaps 'bias' [out], but has {shapes}; "
             "for experts use TensorParallel, for other modules apply the style to the linear modules in them"
         )
-    require_whole(style, parameters, mesh)
+    require_layouts(style, {"": module}, mesh, lambda path, part: layout)
     size, ranks = shapes["weight"][dim], mesh.size()
     if size % (ranks * parts):
         what = ("out", "in")[dim]

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hyperep.distribute import distribute_parameter
+from hyperep.distribute import lay_out
 from hyperep.exchange.routed import added_to, in_slices
 from hyperep.mesh import DeviceMesh
 from hyperep.placements import Placement
@@ -15,7 +15,7 @@ from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
-from hyperep.styles.checks import require_experts, require_mesh
+from hyperep.styles.checks import note_applied, require_experts, require_mesh
 from hyperep.styles.identity import watched
 from hyperep.styles.slices import TensorSlices
 from hyperep.styles.style import ParallelStyle
@@ -71,16 +71,22 @@ class TensorParallel(ParallelStyle):
         """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
         mesh = require_mesh(type(self).__name__, adopt_mesh(mesh), self.mesh_dim_names)
         style = type(self).__name__
-        num_experts = require_experts(style, module, mesh, [repr(self.slices), f"buffers={self.buffers}"])
+
+        def laid_out(path: str, part: Module) -> Mapping[str, Sequence[Placement]]:
+            return {key: (p,) for key, p in self.slices.placements(part, mesh, mesh.size(), path).items()}
+
+        settings = [repr(self.slices), f"buffers={self.buffers}"]
+        num_experts = require_experts(style, module, mesh, laid_out, settings)
         takes = declared_calls(style, module)
         sizes = self.slices.sizes(module, mesh, mesh.size())
         buffers = plan_buffers(style, module, mesh, self.buffers, sliced=sizes)
         biases = self.slices.added_once(module, mesh)
         with watched(mesh.platform, module):
             for path, part in mesh.platform.named_modules(module).items():
-                for key, placement in self.slices.placements(part, mesh, mesh.size(), path).items():
-                    distribute_parameter(part, key, mesh, [placement])
+                for key, placements in laid_out(path, part).items():
+                    lay_out(part, key, mesh, placements)
             shard_buffers(module, mesh, buffers)
+        note_applied(style, module, mesh)
         group, platform = mesh.get_group(), mesh.platform
 
         def sliced(

@@ -104,6 +104,57 @@ def a_deep_copy_hands_itself_to_the_steps(platform):
     assert freed(original)
 
 
+READY = {
+    "all": (("w1", "w2", "w3"), (hyperep.Shard(0),)),
+    "some": (("w2",), (hyperep.Shard(0),)),
+    "in slices": (("w1", "w3"), (hyperep.Shard(0), hyperep.Shard(1))),
+}
+
+
+def shards_that_are_there_are_taken(platform, which):
+    """Parameters that lie as the style would lay them out stay the same objects; results are those of whole ones."""
+    names, placements = READY[which]
+    ranks = platform.world_size
+    shape, dims = ((ranks,), ("ep",)) if len(placements) == 1 else ((1, ranks), ("ep", "tp"))
+    style = hyperep.ExpertParallel() if len(placements) == 1 else hyperep.ExpertTensorParallel()
+    mesh = hyperep.init_device_mesh(platform, shape, dims)
+    plain, experts = (hyperep.moe.GroupedExperts(platform, DIM, 8, EXPERTS, seed=3) for _ in range(2))
+    for module in (plain, experts):
+        fill_weights(platform, module)
+    for name in names:
+        hyperep.distribute_parameter(experts, name, mesh, placements)
+    before = {name: platform.parameters(experts)[name] for name in names}
+    style.apply(experts, mesh)
+    assert all(platform.parameters(experts)[name] is held for name, held in before.items())
+    data = platform.rank if len(placements) == 1 else 0
+    x, counts = rows(data, 9, DIM), np.array([4 - data % 2, 2, 0, 3 + data % 2])
+    inputs = [platform.from_host(x), platform.from_host(counts)]
+    assert relative(*platform.to_host(experts(*inputs), plain(*inputs))) < 1e-5
+    with pytest.raises(ValueError, match=r"is distributed already, .* applied once"):
+        style.apply(experts, mesh)
+
+
+UNUSABLE_SHARDS = {
+    "another dim": [hyperep.Shard(1)] * 2,
+    "replicated": [hyperep.Replicate()] * 2,
+    "whole on one rank": [hyperep.Shard(0), None],
+}
+
+
+def other_shards_are_refused_on_every_rank(platform, which):
+    """Any other layout, or one that some ranks have and others do not, before anything is changed."""
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    experts, other = (hyperep.moe.GroupedExperts(platform, DIM, 8, EXPERTS, seed=3) for _ in range(2))
+    first, last = UNUSABLE_SHARDS[which]
+    # Collective over the mesh, so every rank makes one, also a rank that goes on with a whole one.
+    hyperep.distribute_parameter(experts, "w1", mesh, [first])
+    chosen = other if last is None and platform.rank else experts
+    message = r"rank 1 has 'w1', .*but rank 0 has .*laid out as" if last is None else r"'w1' is distributed already, as"
+    with pytest.raises(ValueError, match=message):
+        hyperep.ExpertParallel().apply(chosen, mesh)
+    assert platform.sharding(platform.parameters(chosen)["w2"]) is None
+
+
 def distribute_module_converts(platform):
     """``distribute_module``: partition, convert what goes in and out, and keep keywords."""
     mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))

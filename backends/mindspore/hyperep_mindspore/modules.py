@@ -197,6 +197,8 @@ def shard_parameter(cell: nn.Cell, name: str, local: Tensor, sharding: Sharding)
     if name not in direct:
         raise ValueError(f"{type(cell).__name__} has no parameter {name!r} of its own; it has {sorted(direct)}")
     whole = direct[name]
+    if sharding_of(whole) == sharding:
+        return
     shard = getattr(whole, _SHARD, None)
     if shard is None:
         # A copy: a slice would keep the memory of the whole parameter.

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from hyperep import distribute
+from hyperep.platform.protocol import Platform
+from hyperep.sharding import Sharding
 from hyperep_torch.kept_state import KeepsState
 from hyperep_torch.local_parts import local_part
 from hyperep_torch.opened import OpensItself, own_parts
@@ -19,6 +22,7 @@ __all__ = [
     "LocalView",
     "NeutralModule",
     "OpensItself",
+    "is_laid_out",
     "own_copy",
     "replace_by_shard",
 ]
@@ -77,6 +81,23 @@ class LocalView:
         value = local_part(getattr(self._module, name))
         self.__dict__[name] = value
         return value
+
+
+def is_laid_out(platform: Platform[Any], module: nn.Module, name: str, sharding: Sharding) -> bool:
+    """Whether a module's own parameter or buffer *name* is a DTensor of that layout already.
+
+    Raises:
+        ValueError: it is, but FSDP2's, which puts the whole in its place while the module is called.
+    """
+    held = {**module._parameters, **module._buffers}.get(name)
+    if not isinstance(held, DTensor) or not distribute.is_laid_out(platform, held, sharding.mesh, sharding.placements):
+        return False
+    if getattr(module, "_is_fsdp_managed_module", False):
+        raise ValueError(
+            f"parameter {name!r} of {type(module).__name__} is distributed already, by FSDP2; apply styles first, and "
+            "fully_shard afterwards"
+        )
+    return True
 
 
 def own_copy(local: torch.Tensor) -> torch.Tensor:

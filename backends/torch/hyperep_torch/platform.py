@@ -219,7 +219,8 @@ class TorchPlatform(PlatformBase[torch.Tensor]):
     def shard_parameter(  # noqa: D102
         self, module: nn.Module, name: str, local: torch.Tensor, sharding: Sharding
     ) -> None:
-        modules.replace_by_shard(module, name, lambda: self._meshes.from_local(modules.own_copy(local), sharding))
+        if not modules.is_laid_out(self, module, name, sharding):
+            modules.replace_by_shard(module, name, lambda: self._meshes.from_local(modules.own_copy(local), sharding))
         mark_shard(module, name)
 
     def from_local(self, local: torch.Tensor, sharding: Sharding) -> DTensor:  # noqa: D102

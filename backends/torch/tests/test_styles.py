@@ -24,6 +24,16 @@ def test_a_deep_copy_hands_itself_to_the_steps(two):
     two.run(style_cases.a_deep_copy_hands_itself_to_the_steps)
 
 
+@pytest.mark.parametrize("which", style_cases.READY)
+def test_shards_that_are_there_are_taken(two, which):
+    two.run(style_cases.shards_that_are_there_are_taken, which)
+
+
+@pytest.mark.parametrize("which", style_cases.UNUSABLE_SHARDS)
+def test_other_shards_are_refused_on_every_rank(two, which):
+    two.run(style_cases.other_shards_are_refused_on_every_rank, which)
+
+
 def test_distribute_module_converts(two):
     two.run(style_cases.distribute_module_converts)
 

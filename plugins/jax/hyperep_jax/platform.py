@@ -187,7 +187,8 @@ class JaxPlatform(PlatformBase[jax.Array]):
         held = module.buffers if name in module.buffers else module.parameters
         if name not in held:
             raise ValueError(f"{module.name} has no parameter {name!r} of its own; it has {sorted(held)}")
-        held[name] = held[name].sharded(value(local), sharding)
+        if held[name].sharding != sharding:
+            held[name] = held[name].sharded(value(local), sharding)
 
     def wrap_forward(self, module: Module, wrapper: Callable[..., Any]) -> None:  # noqa: D102
         module.wrappers.append(wrapper)
