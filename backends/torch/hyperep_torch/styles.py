@@ -18,8 +18,12 @@ from torch.distributed.tensor import parallel as native
 
 import hyperep
 from hyperep.mesh import DeviceMesh
+from hyperep.placements import Replicate
 from hyperep.platform.selection import adopt_mesh
 from hyperep_torch.adapters import require_spreadable, spread, unwrapped
+from hyperep_torch.dtensor_features import ColwiseLayout, RowwiseLayout
+from hyperep_torch.dtensor_tokens import TokenLayout
+from hyperep_torch.sharded import to_native_placement
 from hyperep_torch.uncompiled import call_uncompiled
 from hyperep_torch.wrapped import wrap_forward
 
@@ -54,7 +58,13 @@ class _StyleOfTorch(native.ParallelStyle):
             ValueError: ``src_data_rank`` is another one than 0, or as for the core's style.
         """
         self._require_usable(module)
-        return super().apply(module, _with_names(adopt_mesh(mesh), self.mesh_dim_names))  # type: ignore[misc]
+        named = _with_names(adopt_mesh(mesh), self.mesh_dim_names)
+        module = super().apply(module, named)  # type: ignore[misc]
+        layout = self._inputs(named)
+        wrap_forward(module, layout.call)
+        if isinstance(layout, TokenLayout):
+            layout.note(module)
+        return module
 
     def check(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> None:
         """Raise what :meth:`apply` would, and change nothing."""
@@ -79,6 +89,10 @@ class _StyleOfTorch(native.ParallelStyle):
                 "rank of the mesh holds; leave it at 0, or make the module on meta and its weights afterwards"
             )
 
+    def _inputs(self, mesh: DeviceMesh) -> TokenLayout | ColwiseLayout | RowwiseLayout:
+        """How inputs may lie that are DTensors."""
+        raise NotImplementedError
+
 
 def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
     """*mesh* with the dimensions that a style wants, if that is possible; else as it is, for the style to refuse."""
@@ -91,11 +105,20 @@ def _with_names(mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
     return mesh
 
 
+def _summed(output_layout: Any) -> Any:
+    """PyTorch's placement of what slices give: replicated, unless the caller adds up."""
+    return to_native_placement(output_layout or Replicate())
+
+
 class _ExchangingStyle(_StyleOfTorch):
     """A style under which tokens travel: for a compiler, its module is one call that is left as it is."""
 
     chunks: Any
     balance: Any
+    levels: tuple[str, ...]
+
+    def _inputs(self, mesh: DeviceMesh) -> TokenLayout:
+        return TokenLayout(type(self).__name__, mesh, len(self.levels), _summed(None))
 
     def apply(self, module: nn.Module, mesh: NativeMesh | DeviceMesh) -> nn.Module:
         wrappers, experts = unwrapped(module)
@@ -163,17 +186,29 @@ class ExpertParallel(_ExchangingStyle, hyperep.ExpertParallel):
 class TensorParallel(_StyleOfTorch, hyperep.TensorParallel):
     """Every rank holds a slice of every expert; tokens are replicated and do not travel."""
 
+    def _inputs(self, mesh: DeviceMesh) -> TokenLayout:
+        return TokenLayout(type(self).__name__, mesh, 0, _summed(self.slices.output_layout))
+
 
 class ExpertTensorParallel(_ExchangingStyle, hyperep.ExpertTensorParallel):
     """Experts are split over ``ep``, and each of them is sliced over ``tp``."""
+
+    def _inputs(self, mesh: DeviceMesh) -> TokenLayout:
+        return TokenLayout(type(self).__name__, mesh, len(self.levels), _summed(self.slices.output_layout))
 
 
 class ColwiseParallel(_StyleOfTorch, hyperep.ColwiseParallel):
     """Each rank holds some rows of a linear module's weight, and computes some features of the output."""
 
+    def _inputs(self, mesh: DeviceMesh) -> ColwiseLayout:
+        return ColwiseLayout(type(self).__name__, mesh, self._shard.parts)
+
 
 class RowwiseParallel(_StyleOfTorch, hyperep.RowwiseParallel):
     """Each rank holds some columns of a linear module's weight, and computes one term of the output."""
+
+    def _inputs(self, mesh: DeviceMesh) -> RowwiseLayout:
+        return RowwiseLayout(type(self).__name__, mesh, self.output_layout or Replicate())
 
 
 class BorrowedStyle(hyperep.ParallelStyle):

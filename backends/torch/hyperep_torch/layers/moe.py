@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hyperep.moe.config import MoEConfig, RouterConfig
 from hyperep.moe.layer import describe, moe_forward
 from hyperep_torch.ambient import platform_on
+from hyperep_torch.dtensor_tokens import call_layer
 from hyperep_torch.layers.experts import GroupedExperts
 from hyperep_torch.layers.feed_forward import FeedForward
 from hyperep_torch.layers.router import TopKRouter
@@ -85,8 +88,14 @@ class MoE(nn.Module):
         return cls(device=device, dtype=dtype, **options)
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> Any:
-        """Every token of ``[..., D]`` through its experts; ``with_stats=True`` for the ``MoEStats`` beside it."""
-        return moe_forward(platform_on(x.device), self.config, self, x, **kwargs)
+        """Every token of ``[..., D]`` through its experts; ``with_stats=True`` for the ``MoEStats`` beside it.
+
+        A DTensor gives one of its layout; statistics are those of the tokens that this rank has computed.
+        """
+        forward = functools.partial(moe_forward, platform_on(x.device), self.config, self)
+        if isinstance(x, DTensor):
+            return call_layer(self, self.experts, forward, x, **kwargs)
+        return forward(x, **kwargs)
 
     def extra_repr(self) -> str:  # noqa: D102
         return describe(self.config)
