@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules as values; and layers in chunks on loopback, by the neutral cases."""
 
+import operator
+
 import chunk_cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperep.exchange.chunks import _add_up
 from hyperep.exchange.schedule import Action, Step, Steps, bounds, follow, joined, schedule
 from hyperep.loopback import run
 
@@ -93,6 +96,36 @@ def test_joined_runs_cover_the_same_rows(rows, parts, each):
 def test_steps_are_values():
     assert Step(Action.SEND, 1) == Step(Action.SEND, 1)
     assert len({*schedule(4), *schedule(4)}) == len(schedule(4))
+
+
+class _Counted:
+    alive = most = 0
+
+    def __init__(self, value):
+        self.value = value
+        _Counted.alive += 1
+        _Counted.most = max(_Counted.most, _Counted.alive)
+
+    def __del__(self):
+        _Counted.alive -= 1
+
+    def __add__(self, other):
+        return _Counted(self.value + other.value)
+
+    def __iadd__(self, other):
+        self.value += other.value
+        return self
+
+
+@pytest.mark.parametrize(("add", "more"), [(operator.add, 1), (operator.iadd, 0)])
+def test_gradients_of_parts_are_added_one_after_the_other(add, more):
+    """Else there are three sets of them at a time."""
+    _Counted.most = 0
+    sums, terms = ([_Counted(first + i) for i in range(3)] for first in (0, 10))
+    _add_up(sums, terms, add)
+    assert _Counted.most == 6 + more
+    assert [x.value for x in sums] == [10, 12, 14]
+    assert _Counted.alive == 3
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -199,9 +199,10 @@ class _Call:
             works = [from_owners(g, plans[part], async_op=True) for g in gradients]
             # Added while they are on their way, the last ones while nothing else is left to do. A pullback may give
             # views of what is not ours; the first sum is ours, and the next ones are added in place.
-            add = operator.add if part == 1 else operator.iadd
-            own[:] = [add(a, b) for a, b in zip(own, fresh, strict=True)] if part else fresh
-            fresh.clear()
+            if part:
+                _add_up(own, fresh, operator.add if part == 1 else operator.iadd)
+            else:
+                own[:], fresh[:] = fresh, []
             return works
 
         def collect(part: int, works: Any) -> None:
@@ -233,3 +234,10 @@ class _Call:
                 "again, or apply the style with chunks=1"
             )
         return self.pullbacks.pop(part)
+
+
+def _add_up(sums: list[Any], terms: list[Any], add: Callable[[Any, Any], Any]) -> None:
+    """Add its term to each of *sums*, one after the other: one new sum is there beside what was, and not all."""
+    for i, term in enumerate(terms):
+        sums[i] = add(sums[i], term)
+    terms.clear()

@@ -2,6 +2,7 @@
 """Layers in chunks among PyTorch's own tools: recompute, FSDP2, autocast, copies, inference."""
 
 import copy
+import functools
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "neutral"))
 import chunk_cases
@@ -167,6 +168,40 @@ def _twice(platform):
 
 def test_a_second_backward_is_refused(two):
     two.run(_twice)
+
+
+def _selective(platform):
+    layer, saved = _layer(2), [torch.ops._c10d_functional.all_to_all_single.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, saved)
+    out = checkpoint(layer, _tokens(platform.rank), use_reentrant=False, context_fn=contexts)
+    with pytest.raises(RuntimeError, match="Trying to backward an extra time"):
+        out.sum().backward()
+
+
+@pytest.mark.composes(
+    "recompute",
+    "selective with `chunks=2`, and `all_to_all_single` in the list, is refused in PyTorch's words: "
+    '"Trying to backward an extra time"',
+)
+def test_selective_recompute_is_refused(two):
+    two.run(_selective)
+
+
+def _inputs_first(platform):
+    layer, x = _layer(2), _tokens(platform.rank)
+    out = layer(x).sum()
+    torch.autograd.grad(out, x, retain_graph=True)
+    with pytest.raises(RuntimeError, match="chunks=1"):
+        torch.autograd.grad(out, list(layer.parameters()))
+
+
+@pytest.mark.composes(
+    "pipelines",
+    "with `chunks=2` a backward for inputs and then one for weights, as schedules without bubbles run them, is "
+    'refused: "apply the style with chunks=1"',
+)
+def test_backward_for_inputs_and_then_for_weights_is_refused(two):
+    two.run(_inputs_first)
 
 
 def _under_fsdp(platform):
