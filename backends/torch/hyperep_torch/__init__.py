@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hyperep_torch.grouped import grouped_matmul
     from hyperep_torch.initial import init_weights
     from hyperep_torch.layers import GroupedExperts, MoE, TopKRouter
+    from hyperep_torch.load_full_state import load_full_state_dict
     from hyperep_torch.packed import packed_swiglu
     from hyperep_torch.scaler import GradScaler
     from hyperep_torch.stacked import StackedExperts, stack_experts
@@ -47,6 +48,7 @@ _HOME = {
     "grouped_matmul": "hyperep_torch.grouped",
     "grouped_swiglu": "hyperep_torch.swiglu",
     "init_weights": "hyperep_torch.initial",
+    "load_full_state_dict": "hyperep_torch.load_full_state",
     "packed_swiglu": "hyperep_torch.packed",
     "parallelize_module": "hyperep_torch.styles",
     "shard_adapters": "hyperep_torch.adapters",
@@ -70,6 +72,7 @@ __all__ = [
     "grouped_matmul",
     "grouped_swiglu",
     "init_weights",
+    "load_full_state_dict",
     "packed_swiglu",
     "parallelize_module",
     "shard_adapters",

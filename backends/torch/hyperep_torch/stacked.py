@@ -22,7 +22,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from hyperep.exchange.routed import routed_from_rows
 from hyperep_torch.ambient import platform_on, prepare_platform_on
 
-__all__ = ["StackedExperts", "stack_experts"]
+__all__ = ["StackedExperts", "laid_out_as", "stack_experts"]
 
 _TENSORS = ("_parameters", "_buffers", "_modules")
 _PLAIN = (bool, int, float, str, tuple, type(None), torch.dtype)
@@ -161,7 +161,7 @@ class StackedExperts(_Part):
                 keys = [f"{prefix}{number}.{name}" for number in range(self.num_stacked)]
                 if all(key in state_dict for key in keys):
                     whole = torch.stack([state_dict.pop(key) for key in keys])
-                    state_dict[prefix + name] = _laid_out_as(held, whole)
+                    state_dict[prefix + name] = laid_out_as(held, whole)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _get_name(self) -> str:
@@ -208,7 +208,8 @@ def _place(name: str, stack: torch.Tensor, number: int) -> tuple[int, tuple[slic
     return mine, tuple(slice(start, start + size) for start, size in zip(offset[1:], shape[1:], strict=True))
 
 
-def _laid_out_as(held: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+def laid_out_as(held: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """*whole*, which every rank has, laid out as *held*."""
     if not isinstance(held, DTensor):
         return whole
     # Every rank has read the whole, so nothing needs to be sent.

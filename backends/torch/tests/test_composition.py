@@ -10,11 +10,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 DIM, EXPERTS = 8, 4
@@ -207,6 +212,68 @@ def test_averaged_weights(two):
     two.run(_averaged)
 
 
+def _averages_that_pytorch_refuses(platform):
+    mesh = init_device_mesh("cpu", (1, platform.world_size), mesh_dim_names=("efsdp", "ep"))
+    _, model = _models(mesh["ep"])
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(model)  # the first one copies
+    with pytest.raises(RuntimeError, match=r"got mixed torch\.Tensor and DTensor"):
+        average.update_parameters(model)
+    hep.fully_shard(model, mesh, blocks="*")
+    with pytest.raises(AssertionError, match="FSDP does not support deepcopy"):
+        AveragedModel(model)
+
+
+@pytest.mark.composes(
+    "averaged weights",
+    "PyTorch's own limits, for any such model: `AveragedModel` after `fully_shard` is refused "
+    '("FSDP does not support deepcopy"), and so is `get_ema_multi_avg_fn` over plain parameters '
+    'and DTensors together ("got mixed torch.Tensor and DTensor")',
+)
+def test_averages_that_pytorch_refuses(two):
+    two.run(_averages_that_pytorch_refuses)
+
+
+def _resumed(platform, folder):
+    """Trained over (2, 2) ranks of (efsdp, ep), saved, and resumed over (1, 4)."""
+    kept = []
+    for shape in ((2, 2), (1, 4)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("efsdp", "ep"))
+        _, model = _models(mesh["ep"])
+        hep.fully_shard(model, mesh, blocks="*")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        if not kept:
+            for step in range(2):
+                _loss(model, _batch(platform.rank, step)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            dcp.save(dict(zip(("model", "optim"), get_state_dict(model, optimizer), strict=True)), checkpoint_id=folder)
+        else:
+            state = dict(zip(("model", "optim"), get_state_dict(model, optimizer), strict=True))
+            dcp.load(state, checkpoint_id=folder)
+            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+        held = [
+            (n, p, *(optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq"))) for n, p in model.named_parameters()
+        ]
+        kept.append({n: [_full(t.detach()) for t in tensors] for n, *tensors in held})
+        # And the next step is the same.
+        _loss(model, _batch(platform.rank, 5)).backward()
+        optimizer.step()
+        kept[-1] |= {f"{n}, then": [_full(p.detach())] for n, p in model.named_parameters()}
+    assert kept[0].keys() == kept[1].keys()
+    for name, tensors in kept[0].items():
+        for one, other in zip(tensors, kept[1][name], strict=True):
+            assert one.abs().sum() > 0, name
+            torch.testing.assert_close(other, one, rtol=1e-9 if "then" in name else 0, atol=0, msg=name)
+
+
+@pytest.mark.composes(
+    "DCP", "weights and optimizer under `fully_shard`, saved over (2, 2) and resumed over (1, 4) ranks"
+)
+def test_resumed_over_another_grid(four, tmp_path):
+    four.run(_resumed, str(tmp_path))
+
+
 def _saved_meanwhile(platform, folder):
     """What is saved are the weights of the moment of the call, whatever is trained while they are written."""
     mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
@@ -262,6 +329,75 @@ def test_whole_weights_and_back(two, sharded):
     two.run(_whole_and_back, sharded)
 
 
+def _loaded_in_one_call(platform, sharded, stacked):
+    """Rank 0 has the weights, and all models have them afterwards. What does not fit changes nothing."""
+    mesh = init_device_mesh("cpu", (platform.world_size // 2, 2), mesh_dim_names=("efsdp", "ep"))
+    whole, model = _models(mesh["ep"], blocks=2)
+    if stacked:
+        for m in (whole, model):
+            for block in m:
+                block.moe.experts = nn.ModuleList(nn.Linear(DIM, DIM).double() for _ in range(EXPERTS))
+        for block in model:
+            block.moe.experts = hep.stack_experts(block.moe.experts)
+            hep.ExpertParallel().apply(block.moe.experts, mesh["ep"])
+    if sharded:
+        hep.fully_shard(model, mesh, blocks="*")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    state = whole.state_dict() if platform.rank == 0 else {}
+    name = next(reversed(whole.state_dict()))
+    for wrong in ({k: v for k, v in state.items() if k != name}, {**state, name: state.get(name, torch.ones(1))[:1]}):
+        with pytest.raises(ValueError, match=f"{name}.*nothing was loaded"):
+            hep.load_full_state_dict(model, wrong)
+    assert not any(_full(p.detach()).any() for p in model.parameters())
+    given = dict(state)
+    hep.load_full_state_dict(model, state)
+    assert all(state[name] is value for name, value in given.items())
+    found = hep.full_state_dict(model)
+    if platform.rank == 0:
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def _stack_read_from_the_list(platform):
+    """PyTorch's call knows the stack's names alone; the module's own takes the list's, whole, on every rank."""
+    mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
+    torch.manual_seed(0)
+    holder = nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(EXPERTS))})
+    state = {name: value.clone() for name, value in holder.state_dict().items()}
+    holder["experts"] = hep.stack_experts(nn.Linear(DIM, DIM) for _ in range(EXPERTS))
+    hep.ExpertParallel().apply(holder["experts"], mesh)
+    with pytest.raises(RuntimeError, match=r"loading state_dict.*\n.*experts\."):
+        set_model_state_dict(holder, dict(state), options=StateDictOptions(full_state_dict=True))
+    holder.load_state_dict(state)
+    assert torch.equal(_full(holder["experts"].weight.detach())[3], state["experts.3.weight"])
+
+
+@pytest.mark.composes(
+    "whole state dicts",
+    "stacked experts by `load_state_dict` with the list's names, the whole dict on every rank; PyTorch's "
+    "`set_model_state_dict` does not read them",
+)
+def test_a_stack_read_from_the_list(two):
+    two.run(_stack_read_from_the_list)
+
+
+@pytest.mark.composes(
+    "whole state dicts",
+    "`hyperep_torch.load_full_state_dict` from rank 0, also of stacked experts under the list's names",
+)
+@pytest.mark.parametrize("stacked", [False, True], ids=["moe", "stacked"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["ep", "fully_shard"])
+def test_whole_weights_loaded_in_one_call(two, sharded, stacked):
+    two.run(_loaded_in_one_call, sharded, stacked)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["moe", "stacked"])
+def test_whole_weights_loaded_over_a_grid(four, stacked):
+    four.run(_loaded_in_one_call, True, stacked)
+
+
 # ----------------------------------------------------------------------------------------------------------- inference
 def _uneven(platform):
     mesh = init_device_mesh("cpu", (platform.world_size,), mesh_dim_names=("ep",))
@@ -279,6 +415,21 @@ def test_inference_with_other_tokens_on_each_rank(two):
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
+@pytest.mark.composes(
+    "`torch.func`",
+    "its transforms (`grad`, `vmap`, `jvp`) are refused, in PyTorch's words where no ranks are: "
+    '"must override the setup_context staticmethod"',
+)
+def test_function_transforms_are_refused():
+    layer = hep.MoE(DIM, 12, EXPERTS, 2)
+    x = torch.randn(2, 5, DIM)
+    with pytest.raises(RuntimeError, match="must override the setup_context staticmethod"):
+        torch.func.grad(lambda x: layer(x).sum())(x[0])
+    for transform in (lambda: torch.func.vmap(layer)(x), lambda: torch.func.jvp(layer, (x[0],), (x[1],))):
+        with pytest.raises(RuntimeError):
+            transform()
+
+
 PENALTIES = {
     # With and without an incoming gradient that depends on anything.
     "of a function": lambda model, x: model(x).sin().sum(),

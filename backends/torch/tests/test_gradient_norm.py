@@ -150,6 +150,33 @@ def _scaled(platform, sharded, bad_rank):
     return any(moved), all(moved), scaler.get_scale(), norm.item()
 
 
+def _two_optimizers(platform):
+    torch.manual_seed(0)
+    layer = hep.MoE(8, 12, 4, 2)
+    hep.ExpertParallel().apply(layer.experts, init_device_mesh("cpu", (2,), mesh_dim_names=("ep",)))
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, foreach=False) for m in (layer.experts, layer.router)]
+    scaler = hep.GradScaler("cpu", init_scale=1024.0)
+    before = [p.detach().clone() for p in (layer.experts.w1, *layer.router.parameters())]
+    scaler.scale(layer(torch.randn(6, 8)).square().mean()).backward()
+    if platform.rank == 1:
+        layer.experts.w2.grad.to_local()[0, 0, 0] = math.inf
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    after = [p.detach() for p in (layer.experts.w1, *layer.router.parameters())]
+    same = [
+        torch.equal(*(t.to_local() if isinstance(t, DTensor) else t for t in pair))
+        for pair in zip(before, after, strict=True)
+    ]
+    return same, scaler.get_scale()
+
+
+@pytest.mark.composes("`GradScaler`", "with several optimizers it skips, as PyTorch's, the step of that one alone")
+def test_several_optimizers_are_skipped_one_by_one(two):
+    for (experts, router), scale in two.run(_two_optimizers):
+        assert (experts, router, scale) == (True, False, 512.0)
+
+
 @pytest.mark.parametrize("sharded", [False, True], ids=["plain router", "everything sharded"])
 @pytest.mark.composes(
     "`GradScaler`",

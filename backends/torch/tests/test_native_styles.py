@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, parallel
+from torch.distributed.tensor import DTensor, Shard, parallel
 
 import hyperep
 
@@ -98,6 +98,49 @@ def _in_our_plan(platform, function):
 @pytest.mark.composes("tensor parallelism", "PyTorch's styles in hyperep's `parallelize_module`")
 def test_pytorchs_styles_in_our_plan(two, function):
     two.run(_in_our_plan, function)
+
+
+def _sequence_parallel(platform):
+    """Each rank has a part of the sequence; the norm gives DTensors, of which the layer takes the local parts."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.moe = nn.LayerNorm(8), hep.MoE(8, 12, 4, 2)
+
+        def forward(self, x):
+            return self.moe(self.norm(x))
+
+    torch.manual_seed(0)
+    whole = Normed().double()
+    sharded, mesh, part = copy.deepcopy(whole), init_device_mesh("cpu", (2,), mesh_dim_names=("ep",)), [Shard(1)]
+    plan = {
+        "norm": parallel.SequenceParallel(sequence_dim=1),
+        "moe": parallel.PrepareModuleInput(input_layouts=part, desired_input_layouts=part, use_local_output=True),
+        "moe.experts": hep.ExpertParallel(),
+    }
+    hep.parallelize_module(sharded, mesh, plan)
+    x = torch.randn(2, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mine = x.chunk(2, dim=1)[platform.rank].clone().requires_grad_()
+    x.requires_grad_()
+    out, wanted = sharded(mine), whole(x)
+    torch.testing.assert_close(out, wanted.chunk(2, dim=1)[platform.rank])
+    for y in (out, wanted):
+        y.square().sum().backward()
+    torch.testing.assert_close(mine.grad, x.grad.chunk(2, dim=1)[platform.rank])
+    for name, p in sharded.named_parameters():
+        # The router is plain, and has the gradient of this rank's tokens, as everywhere.
+        grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else platform.all_reduce(p.grad)
+        torch.testing.assert_close(grad, whole.get_parameter(name).grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.composes(
+    "tensor parallelism",
+    "`SequenceParallel` before a layer, whose input is prepared by "
+    "`PrepareModuleInput(use_local_output=True)`: a rank routes the tokens of its part of the sequence",
+)
+def test_sequence_parallel_before_a_layer(two):
+    two.run(_sequence_parallel)
 
 
 UNUSABLE = {

@@ -65,7 +65,7 @@ def test_in_slices_and_over_four_ranks(four):
     four.run(_sliced)
 
 
-@pytest.mark.parametrize("name", ["grouped", "stacked", "full_state"])
+@pytest.mark.parametrize("name", ["grouped", "stacked", "full_state", "load_full_state"])
 def test_what_docstrings_show(name):
     tried = doctest.testmod(importlib.import_module(f"hyperep_torch.{name}"))
     assert tried.attempted > 1

@@ -222,3 +222,34 @@ def _linear(platform, bias, compiled):
 )
 def test_linear_modules_of_pytorch(two, bias, compiled):
     two.run(_linear, bias, compiled)
+
+
+class Bound(Loop):
+    """Calls a method that it has bound to itself when it was made, or the same one by its name."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.fn = self._one
+        self.bound = bound
+
+    def _one(self, run, i):
+        return torch.tanh(run @ self.w1[i] + self.b1[i])
+
+    def forward(self, rows, tokens_per_expert):
+        one = self.fn if self.bound else self._one
+        return torch.cat([one(run, i) for i, run in enumerate(rows.split(tokens_per_expert.tolist()))])
+
+
+def _bound(platform):
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("ep",))
+    for bound in (False, True):
+        experts = hep.ExpertParallel().apply(Bound(bound).double(), mesh)
+        if not bound:
+            assert experts(*_inputs(platform.rank)).shape == (9, DIM)
+        else:
+            with pytest.raises(RuntimeError, match=r"got mixed torch\.Tensor and DTensor"):
+                experts(*_inputs(platform.rank))
+
+
+def test_a_method_that_a_module_has_bound_to_itself_goes_round_the_parts(two):
+    two.run(_bound)

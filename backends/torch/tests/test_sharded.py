@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hyperep_torch.sharded import from_native_placement, to_native_placement
 from torch.distributed import tensor as dtensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh as NativeMesh
 from torch.distributed.device_mesh import init_device_mesh as init_native_mesh
 from torch.distributed.fsdp import fully_shard
@@ -222,19 +223,22 @@ def _training(platform, folder):
     # Adam divides by the root of tiny second moments, which spreads rounding errors.
     for name, p in layer.named_parameters():
         assert _relative(p, reference.get_parameter(name)) < 1e-4, name
-    dcp.save({"model": layer.state_dict()}, checkpoint_id=folder)
+    dcp.save({"model": layer.state_dict(), "optim": get_optimizer_state_dict(layer, ours)}, checkpoint_id=folder)
     # Loaded at another degree: two ranks share the experts, twice.
     other = MoE(platform, DIM, HIDDEN, EXPERTS, 2, seed=6)
     hyperep.ExpertParallel().apply(other.experts, hyperep.init_device_mesh(platform, (2, 2), ("dp", "ep"))["ep"])
     assert other.experts.w1.to_local().shape[0] == 2
-    state = other.state_dict()
-    dcp.load({"model": state}, checkpoint_id=folder)
-    other.load_state_dict(state)
+    resumed = torch.optim.AdamW(other.parameters(), lr=0.05)
+    state = {"model": other.state_dict(), "optim": get_optimizer_state_dict(other, resumed)}
+    dcp.load(state, checkpoint_id=folder)
+    other.load_state_dict(state["model"])
+    set_optimizer_state_dict(other, resumed, state["optim"])
     for name, p in other.named_parameters():
         saved = layer.get_parameter(name)
-        if isinstance(p, DTensor):
-            p, saved = p.full_tensor(), saved.full_tensor()
-        assert torch.equal(p, saved), name
+        moments = [(resumed.state[p][key], ours.state[saved][key]) for key in ("exp_avg", "exp_avg_sq", "step")]
+        for one, two in ((p, saved), *moments):
+            assert two.abs().sum() > 0, name
+            assert torch.equal(*(t.full_tensor() if isinstance(t, DTensor) else t for t in (one, two))), name
 
 
 @pytest.mark.composes("DCP", "weights and optimizer, saved and loaded")
