@@ -91,6 +91,19 @@ def _own_experts(platform, style):
     own_experts.agree(ours_after, after, "after three steps")
 
 
+def _buffer(platform):
+    mesh = _mesh(platform, ("ep",))
+    _, module = own_experts.made("numbers and buffers")
+    module.shift = DTensor.from_local(module.shift, mesh, [Replicate()], run_check=False)
+    with pytest.raises(ValueError, match=r"buffer .shift. is distributed already, as \[Replicate.* not as \[Shard"):
+        hep.ExpertParallel(buffers={"shift": hyperep.Shard(0)}).apply(module, mesh)
+    assert not isinstance(module.scale, DTensor)
+
+
+def test_a_buffer_that_lies_otherwise_is_refused(two):
+    two.run(_buffer)
+
+
 def hyperep_mesh(native):
     """The core's style asks for the name."""
     adopted = hyperep.platform.selection.adopt_mesh(native)
