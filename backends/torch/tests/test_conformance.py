@@ -108,6 +108,25 @@ class NarrowPartialSums(TorchPlatform):
         return super().sum_rows(x, index, inverse, weights)
 
 
+class ProductsThroughFloat16(TorchPlatform):
+    def grouped_matmul(self, x, weight, group_sizes):
+        if x.dtype != torch.bfloat16:
+            return super().grouped_matmul(x, weight, group_sizes)
+        return super().grouped_matmul(x.half(), weight.half(), group_sizes).bfloat16()
+
+
+class ExpertsThroughBfloat16(TorchPlatform):
+    def grouped_swiglu(self, x, w1, w2, w3, group_sizes):
+        if x.dtype != torch.float16:
+            return super().grouped_swiglu(x, w1, w2, w3, group_sizes)
+        return super().grouped_swiglu(*(t.bfloat16() for t in (x, w1, w2, w3)), group_sizes).half()
+
+
+class NoWeightGradientIn16Bits(TorchPlatform):
+    def grouped_matmul(self, x, weight, group_sizes):
+        return super().grouped_matmul(x, weight.detach() if x.element_size() == 2 else weight, group_sizes)
+
+
 class NarrowWeights(TorchPlatform):
     """Weights are rounded to the dtype of the rows before they multiply."""
 
@@ -116,7 +135,9 @@ class NarrowWeights(TorchPlatform):
 
 
 _FAULTS = (Detached, ZeroRowsWithoutHistory, ReducedInPlace, RankDies, RankHangs)
-FAULTS = {c.__name__: c for c in (*_FAULTS, NarrowSums, NarrowPartialSums, NarrowWeights)} | NATIVE_FAULTS
+_NARROW = (NarrowSums, NarrowPartialSums, NarrowWeights)
+_OF_16_BITS = (ProductsThroughFloat16, ExpertsThroughBfloat16, NoWeightGradientIn16Bits)
+FAULTS = {c.__name__: c for c in (*_FAULTS, *_NARROW, *_OF_16_BITS)} | NATIVE_FAULTS
 
 
 @pytest.mark.parametrize(
@@ -127,7 +148,10 @@ FAULTS = {c.__name__: c for c in (*_FAULTS, NarrowSums, NarrowPartialSums, Narro
         ("ReducedInPlace", "AR-new-tensor", "after all_reduce", 2),
         ("RankDies", "WORLD-ranks", "rank 1 of 2 died: killed by SIGKILL", 2),
         ("RankHangs", "A2A-even", "in all_to_all_single", 2),
-        ("NarrowSums", "SUM-rows-bfloat16", "must be 264", 1),
+        ("ProductsThroughFloat16", "GMM-bfloat16", "output of grouped_matmul: ", 1),
+        ("ExpertsThroughBfloat16", "GMM-bfloat16", "grouped_swiglu in float16", 1),
+        ("NoWeightGradientIn16Bits", "GMM-bfloat16", "gradient 2 of grouped_matmul", 1),
+        ("NarrowSums", "SUM-rows-bfloat16", "the sum: 2 of 2 values differ", 1),
         ("NarrowPartialSums", "TOKENS-bfloat16", "must be 258", 4),
         ("NarrowWeights", "SUM-rows-bfloat16-weights", "must be 0.5", 1),
         ("RecordedForVjpAlone", "NATIVE-backward", "own gradient of input 0", 1),
