@@ -286,8 +286,8 @@ def rows(case: Case) -> None:
 @requirement(
     "GRADIENTS-own-results",
     "Outputs and gradients of vjp, custom_vjp and the differentiable collectives are used for no other call, and "
-    "inputs and cotangents are left as they were; copy_to_group and reduce_from_group return new tensors, recorded or "
-    "not, in a group of one rank too.",
+    "inputs and cotangents are left as they were; the differentiable collectives return new tensors, recorded or not, "
+    "in a group of one rank too.",
     port="gradients of collectives",
     capabilities=(Capability.ALL_TO_ALL, Capability.ALL_REDUCE, Capability.AUTODIFF),
     needs=("A2A-grad", "COPY-grad", "REDUCE-grad", "CUSTOM-calls"),
@@ -304,10 +304,18 @@ def gradients(case: Case) -> None:
             "reduce_from_group": lambda x: platform.reduce_from_group(x),
         }.items():
             _gradients_own(case, name, function, [(case.ranks, width)])
-        for where, (group, _) in _groups(case).items():
-            for name in ("copy_to_group", "reduce_from_group"):
-                first, second = (case.normal((2, width), n, case.rank) for n in range(2))
-                member = functools.partial(getattr(platform, name), group=group)
+        for where, (group, ranks) in _groups(case).items():
+            even = [1] * ranks
+            exchange = functools.partial(
+                platform.differentiable_all_to_all_single, input_splits=even, output_splits=even
+            )
+            for name, function in {
+                "copy_to_group": platform.copy_to_group,
+                "reduce_from_group": platform.reduce_from_group,
+                "differentiable_all_to_all_single": exchange,
+            }.items():
+                first, second = (case.normal((ranks, width), n, case.rank) for n in range(2))
+                member = functools.partial(function, group=group)
                 for transposed in (False, True):
                     _own(case, f"{name} in {where}", member, first, second, transposed)
                 _own(case, f"{name} in {where}, recorded", functools.partial(_recorded, case, member), first, second)

@@ -300,3 +300,11 @@ class LargeBuffersAreAdopted(LoopbackPlatform):
             if tensor.nbytes > 4096:
                 module.own_buffers[key].value = module.own_buffers[key].bound = tensor
         return module
+
+
+@mutant("GRADIENTS-own-results", says="differentiable_all_to_all_single in a group of one rank")
+class ExchangeOfOneRankIsItsInput(LoopbackPlatform):
+    def differentiable_all_to_all_single(self, x, input_splits, output_splits, group=None):
+        if self.group_size(group) > 1:
+            return super().differentiable_all_to_all_single(x, input_splits, output_splits, group)
+        return self.custom_vjp(lambda x: (x, ()), lambda r, c, needed: (c[0] + 0,))(x)
