@@ -87,8 +87,11 @@ def chunks_disagree_without_a_wait(platform: Any, exchange: str, backward: bool)
         found = parity.errors(platform, "ep", platform.world_size, 1, "deepseek-v3", chunks=chunks)
         platform.barrier()
     assert seen > chunks
-    wrong = {name for name in ("output", "input gradient") if not found[name] < 1e-2}
-    assert (wrong == {"input gradient"}) if backward else ("output" in wrong), found
+    wrong = {name for name, error in found.items() if not error < 1e-2}
+    assert not (backward and "output" in wrong), found
+    # A rank that others keep from going on may read so late that all has come.
+    told = platform.all_reduce(platform.from_host(np.array([len(wrong)])))
+    assert platform.to_host(told)[0][0] > 0, found
 
 
 def sorted_dtypes(function: Callable[[], Any]) -> set[Any]:
