@@ -109,13 +109,19 @@ def losses_and_gradients(platform: Any, name: str) -> None:
         assert load.tokens_per_expert.sum().item() % choices == 0 or name == "longcat_flash"
 
 
-def through_transformers(platform: Any, name: str, directory: str) -> None:
-    """The first door: transformers loads, shards and saves, and hyperep exchanges; with FSDP2 over the same ranks."""
+def in_files(platform: Any, name: str, directory: str) -> nn.Module:
+    """The whole model, computed by its own forward, which lies in the hub's files under *directory* too."""
     reference = build(name)
     reference.config._experts_implementation = "eager"
     if platform.rank == 0:
         reference.save_pretrained(directory)
     dist.barrier()
+    return reference
+
+
+def through_transformers(platform: Any, name: str, directory: str) -> None:
+    """The first door: transformers loads, shards and saves, and hyperep exchanges; with FSDP2 over the same ranks."""
+    reference = in_files(platform, name, directory)
     ranks = platform.world_size
     model = AutoModelForCausalLM.from_pretrained(
         directory,
@@ -212,11 +218,7 @@ class _Piece:
 
 def read_by_owners(platform: Any, name: str, directory: str) -> None:
     """Each rank reads the whole of what is not experts, and of those its own; and trains as the whole model."""
-    reference = build(name)
-    reference.config._experts_implementation = "eager"
-    if platform.rank == 0:
-        reference.save_pretrained(directory)
-    dist.barrier()
+    reference = in_files(platform, name, directory)
     _Piece.read = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling_utils, "safe_open", _Pieces)
@@ -241,9 +243,7 @@ def read_by_owners(platform: Any, name: str, directory: str) -> None:
 
 def refused_before_reading(platform: Any, name: str, directory: str) -> None:
     """Experts that are kept in another shape than in the files."""
-    if platform.rank == 0:
-        build(name).save_pretrained(directory)
-    dist.barrier()
+    in_files(platform, name, directory)
     with pytest.raises(ValueError, match="in another shape than its files"):
         hep.from_pretrained(AutoModelForCausalLM, directory, ep_mesh())
 
@@ -608,11 +608,7 @@ def not_divisible(platform: Any) -> None:
 
 def shared_batch(platform: Any, name: str, directory: str) -> None:
     """The first door where tensor parallelism splits the rest: all ranks have one batch, and each sends its part."""
-    reference = build(name)
-    reference.config._experts_implementation = "eager"
-    if platform.rank == 0:
-        reference.save_pretrained(directory)
-    dist.barrier()
+    reference = in_files(platform, name, directory)
     ranks = platform.world_size
     model = AutoModelForCausalLM.from_pretrained(
         directory,

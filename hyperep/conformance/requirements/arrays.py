@@ -35,8 +35,6 @@ I64 = np.array([[5, -2, 7, 0], [1, 1, 3, -4], [2, 9, 2, 6]])
 I32 = I64.astype(np.int32)
 WHOLE = (np.array([2**30 + 1, -5]), np.array([2**31 - 1, -(2**31) + 1], np.int32))
 """Whole numbers that floats of 32 bits round."""
-WHOLE = (np.array([2**30 + 1, -5]), np.array([2**31 - 1, -(2**31) + 1], np.int32))
-"""Whole numbers that floats of 32 bits round."""
 EMPTY = np.zeros((0, 4), np.float32)
 TIES = np.array([[3, 1, 3, 2], [0, 0, 1, 0]])
 MANY_TIES = np.random.default_rng(12).integers(0, 7, size=(3, 500))
