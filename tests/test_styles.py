@@ -2,6 +2,7 @@
 """What styles leave as it is, and what users may change in them, on loopback."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import style_cases
 import hyperep
 from hyperep.loopback import run
 from hyperep.loopback.platform import CAPABILITIES, LoopbackPlatform
+from hyperep.moe import GroupedExperts
 from hyperep.platform.capabilities import Capability, Support
 from hyperep.platform.errors import UnsupportedCapability
 from hyperep.styles import UnlikeWeights
@@ -146,3 +148,18 @@ def test_weights_that_ranks_made_differently_are_told(seeds, ranks):
         run(lambda platform: style_cases.a_style_on_a_layer_of_seeds(platform, seeds), ranks)
     told = [str(w.message) for w in seen if w.category is UnlikeWeights]
     style_cases.require_told(told, seeds, times=ranks)
+
+
+def _in_a_plan(platform):
+    experts = GroupedExperts(platform, 4, 6, 2)
+    for handle in platform.parameters(experts).values():
+        platform.assign(handle, platform.local(handle) + platform.rank)
+    mesh = hyperep.init_device_mesh(platform, (platform.world_size,), ("ep",))
+    hyperep.parallelize_module(experts, mesh, hyperep.ExpertParallel())
+
+
+def test_a_plan_that_is_checked_first_tells_of_weights_once():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UnlikeWeights)
+        run(_in_a_plan, 2)
+    assert [Path(w.filename).name for w in seen if w.category is UnlikeWeights] == ["parallelize.py"] * 2

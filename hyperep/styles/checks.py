@@ -27,6 +27,7 @@ __all__ = [
     "require_layouts",
     "require_mesh",
     "require_support",
+    "warn_of_unlike",
 ]
 
 LaidOut = Callable[[str, Module], Mapping[str, Sequence[Placement]]]
@@ -74,18 +75,24 @@ def require_support(platform: Platform[Any], capability: Capability, hint: str) 
 def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequence[str] = ()) -> None:
     """Check that all ranks apply one style to modules of one form, before anything is checked on each rank alone.
 
-    Ranks that drew other weights are told so by a warning, on all of them. The shards are parts of the first rank's, so
-    what is split is right; but whoever made these weights differently made a router that no style touches so too.
-
     Raises:
         ValueError: on all ranks, if parameters or buffers have other names, shapes or dtypes on one.
     """
     platform = mesh.platform
-    parameters = platform.parameters(module)
-    tensors = [*parameters.items(), *platform.buffers(module).items()]
+    tensors = [*platform.parameters(module).items(), *platform.buffers(module).items()]
     form = [f"{name!r}, {described(platform, tensor)}{_layout(tensor, mesh)}" for name, tensor in tensors]
-    sample = _sample(parameters, mesh) if mesh.size() > 1 else b""
-    other = require_agreement(mesh, style, (style, *settings, *form), sample)
+    require_agreement(mesh, style, (style, *settings, *form))
+
+
+def warn_of_unlike(style: str, module: Module, mesh: DeviceMesh) -> None:
+    """Tell ranks that drew other weights, by a warning on all of them where the style is applied. Collective.
+
+    The shards are parts of the first rank's, so what is split is right; but whoever made these weights differently made
+    a router that no style touches so too.
+    """
+    if mesh.size() == 1:
+        return
+    other = require_agreement(mesh, style, (), _sample(mesh.platform.parameters(module), mesh))
     if other is not None:
         warnings.warn(
             UnlikeWeights(
@@ -93,7 +100,7 @@ def require_alike(style: str, module: Module, mesh: DeviceMesh, settings: Sequen
                 "get now. What is not split, such as a router, stays different on each rank unless it is broadcast or "
                 "loaded. Make the same modules in the same order on all ranks, or give each its seed"
             ),
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -18,7 +18,7 @@ from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
-from hyperep.styles.checks import note_applied, require_experts, require_mesh
+from hyperep.styles.checks import note_applied, require_experts, require_mesh, warn_of_unlike
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
@@ -62,6 +62,7 @@ class BaseExpertParallel(ParallelStyle):
         """
         style = type(self).__name__
         mesh, takes, num_experts, buffers = self._checked(module, mesh)
+        warn_of_unlike(style, module, mesh)
         ranks = math.prod(mesh.size(name) for name in self.levels)
         with watched(mesh.platform, module):
             for path, submodule in mesh.platform.named_modules(module).items():

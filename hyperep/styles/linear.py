@@ -12,7 +12,7 @@ from hyperep.placements import Partial, Placement, Replicate, Shard
 from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.sharding import whole_shape
-from hyperep.styles.checks import note_applied, require_alike, require_layouts, require_mesh
+from hyperep.styles.checks import note_applied, require_alike, require_layouts, require_mesh, warn_of_unlike
 from hyperep.styles.identity import watched
 from hyperep.styles.style import ParallelStyle
 
@@ -59,6 +59,7 @@ class ColwiseParallel(ParallelStyle):
                 distributed already in another way.
         """
         mesh, layout = self._checked(module, mesh)
+        warn_of_unlike(type(self).__name__, module, mesh)
         with watched(mesh.platform, module):
             for name, placements in layout.items():
                 lay_out(module, name, mesh, placements)
@@ -116,6 +117,7 @@ class RowwiseParallel(ParallelStyle):
                 partial, or the parameters are others or are distributed already in another way.
         """
         mesh, layout = self._checked(module, mesh)
+        warn_of_unlike(type(self).__name__, module, mesh)
         partial, biased = self.output_layout == Partial(), "bias" in layout
         with watched(mesh.platform, module):
             for name, placements in layout.items():

@@ -15,7 +15,7 @@ from hyperep.platform.protocol import Module
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.buffers import plan_buffers, shard_buffers
 from hyperep.styles.calls import ROWS, LocalExperts, declared_calls, require_call
-from hyperep.styles.checks import note_applied, require_experts, require_mesh
+from hyperep.styles.checks import note_applied, require_experts, require_mesh, warn_of_unlike
 from hyperep.styles.identity import watched
 from hyperep.styles.slices import TensorSlices
 from hyperep.styles.style import ParallelStyle
@@ -71,6 +71,7 @@ class TensorParallel(ParallelStyle):
         """Slice the experts' weights and reduce where slices meet. Errors as for :class:`BaseExpertParallel`."""
         style = type(self).__name__
         mesh, num_experts, takes, buffers = self._checked(module, mesh)
+        warn_of_unlike(style, module, mesh)
         biases = self.slices.added_once(module, mesh)
         with watched(mesh.platform, module):
             for path, part in mesh.platform.named_modules(module).items():
