@@ -8,6 +8,7 @@ ranks share. An expert's gradient holds the rows of all ranks of ``ep`` already,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,9 +22,12 @@ from torch.distributed.fsdp import fully_shard as native_fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from hyperep.platform.selection import adopt_mesh
-from hyperep_torch.opened import divides_gradients
+from hyperep_torch.opened import divide_gradients, divides_gradients, opens_all
 
 __all__ = ["fully_shard"]
+
+_LEFT_ALONE = "_hyperep_not_shared"
+"""Attribute of a module: FSDP2 has nothing to do with its parameters, and their gradients are divided already."""
 
 
 def fully_shard(
@@ -43,11 +47,13 @@ def fully_shard(
     the loss of each rank is a mean over its own tokens, and these are as many on each rank, nothing has to be summed by
     hand.
 
+    Where no other rank has the same experts, FSDP2 would copy their weights before use and their gradients afterwards,
+    for nobody; they are kept out of it, unless *mp_policy* or *offload_policy* asks for such a copy.
+
     Args:
         model: experts are DTensors already; it may be on ``meta``.
         mesh: the data ranks: a torch mesh, or one of hyperep's. Dimensions for anything else (``tp``, ``pp``) are
-        sliced
-            off: ``mesh["efsdp", "ep"]``.
+            sliced off: ``mesh["efsdp", "ep"]``.
         blocks: paths of the parts that are gathered one at a time, as patterns in which a ``*`` stays within its
             segment: ``"layers.*"``.
         replicate: names of the dimensions over which parameters are replicated and only gradients are reduced (HSDP).
@@ -59,8 +65,8 @@ def fully_shard(
         The same model, every parameter of which is a DTensor.
 
     Raises:
-        ValueError: the mesh has no names, nothing but the experts' dimensions, or a pattern matches nothing. Nothing
-            has been changed then.
+        ValueError: the mesh has no names, a pattern matches nothing, or a policy is given and the mesh has nothing but
+            the experts' dimensions. Nothing has been changed then.
     """
     data = _DataRanks(_native(mesh), tuple(replicate))
     patterns = (blocks,) if isinstance(blocks, str) else tuple(blocks)
@@ -70,15 +76,24 @@ def fully_shard(
     settings: dict[str, Any] = {"reshard_after_forward": reshard_after_forward}
     settings["mp_policy"] = mp_policy or MixedPrecisionPolicy()
     settings["offload_policy"] = offload_policy or OffloadPolicy()
-    meshes = {dimensions: data.without(dimensions) for _, dimensions in experts}
-    for module, dimensions in experts:
+    copies = settings["mp_policy"] != MixedPrecisionPolicy() or type(settings["offload_policy"]) is not OffloadPolicy
+    alone = [m for m, dimensions in experts if not copies and _nobody_shares(m, data.sharing(dimensions))]
+    shared = [(m, dimensions) for m, dimensions in experts if m not in alone]
+    meshes = {dimensions: data.without(dimensions) for _, dimensions in shared}
+    for module, _ in experts:
+        _require_undivided(module)
+    for module in alone:
+        divide_gradients(module, data.size)
+        module.__dict__[_LEFT_ALONE] = True
+    for module, dimensions in shared:
         _shard_experts(module, meshes[dimensions], data.size, settings)
+    left = {parameter for module in alone for parameter in module.parameters()}
     # From the inside out, as FSDP2 wants it.
     for path in sorted(matched, key=lambda path: -path.count(".")):
         if not isinstance(matched[path], FSDPModule):
-            native_fully_shard(matched[path], mesh=data.all, **settings)
+            native_fully_shard(matched[path], mesh=data.all, ignored_params=left, **settings)
     if not isinstance(model, FSDPModule):
-        native_fully_shard(model, mesh=data.all, **settings)
+        native_fully_shard(model, mesh=data.all, ignored_params=left, **settings)
     return model
 
 
@@ -96,6 +111,10 @@ class _DataRanks:
         self.size = mesh.size()
         self.all = self.without(())
 
+    def sharing(self, left_out: tuple[str, ...]) -> int:
+        """How many ranks have the same experts, if these are spread over *left_out*."""
+        return math.prod(self._mesh.size(n) for n, name in enumerate(self.names) if name not in left_out)
+
     def without(self, left_out: tuple[str, ...]) -> NativeMesh:
         """The mesh for FSDP2 over all dimensions but some: 1-D, or 2-D with the replicas first."""
         kept = [name for name in self.names if name not in left_out]
@@ -104,7 +123,8 @@ class _DataRanks:
         if not shards:
             raise ValueError(
                 f"fully_shard over {self._mesh!r}: without the experts' dimensions {left_out} no ranks are left to "
-                "shard the experts over; give the mesh one more dimension, of size 1 if need be"
+                "shard the experts over, which mp_policy and offload_policy are for; give the mesh one more dimension, "
+                "of size 1 if need be"
             )
         meshes = [self._flat(tuple(group)) for group in (replicas, shards) if group]
         return meshes[0] if len(meshes) == 1 else _joined(*meshes)
@@ -165,14 +185,22 @@ def _spread_over(parameter: nn.Parameter, names: Sequence[str]) -> tuple[str, ..
     return tuple(name for name in parameter.device_mesh.mesh_dim_names or () if name in names)
 
 
-def _shard_experts(module: nn.Module, mesh: NativeMesh, ranks: int, settings: dict[str, Any]) -> None:
-    if isinstance(module, FSDPModule):
-        return
-    if divides_gradients(module):
+def _nobody_shares(module: nn.Module, ranks: int) -> bool:
+    """Whether FSDP2 can do without experts that *ranks* have: what they divide by must reach every gradient."""
+    return ranks == 1 and not isinstance(module, FSDPModule) and opens_all(module)
+
+
+def _require_undivided(module: nn.Module) -> None:
+    if divides_gradients(module) and _LEFT_ALONE not in module.__dict__:
         raise ValueError(
             "fully_shard divides the gradients of experts itself, and expert_parallelize was told to do so too; say "
             "gradients='sum' there"
         )
+
+
+def _shard_experts(module: nn.Module, mesh: NativeMesh, ranks: int, settings: dict[str, Any]) -> None:
+    if isinstance(module, FSDPModule):
+        return
     shards = mesh.size(mesh.ndim - 1)
     dtypes = {
         settings["mp_policy"].reduce_dtype or settings["mp_policy"].param_dtype or p.dtype for p in module.parameters()

@@ -21,7 +21,15 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from hyperep_torch.local_parts import local_part, local_parts
 
-__all__ = ["OpensItself", "call_opened", "divide_gradients", "divides_gradients", "mark_shard", "own_parts"]
+__all__ = [
+    "OpensItself",
+    "call_opened",
+    "divide_gradients",
+    "divides_gradients",
+    "mark_shard",
+    "opens_all",
+    "own_parts",
+]
 
 _SHARDS = "_hyperep_shards"
 """Attribute of a module: the names of its own parameters and buffers that hyperep has sharded."""
@@ -54,6 +62,14 @@ def divide_gradients(module: nn.Module, divisor: int) -> None:
 def divides_gradients(module: nn.Module) -> bool:
     """Whether :func:`divide_gradients` was called on *module*."""
     return _DIVISOR in module.__dict__
+
+
+def opens_all(module: nn.Module) -> bool:
+    """Whether every parameter in *module* is opened here, so that :func:`divide_gradients` reaches it."""
+    return all(
+        isinstance(part, OpensItself) or set(part._parameters) <= set(part.__dict__.get(_SHARDS, ()))
+        for part in module.modules()
+    )
 
 
 def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:

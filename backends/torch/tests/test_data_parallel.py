@@ -70,6 +70,7 @@ def _largest_error(whole, sharded):
 
 ARRANGEMENTS = {
     "ep 4": ((1, 4), ("efsdp", "ep"), {}),
+    "nothing beside ep": ((4,), ("ep",), {}),
     "2 x 2": ((2, 2), ("efsdp", "ep"), {}),
     "ep 1": ((4, 1), ("efsdp", "ep"), {}),
     "other names and order": ((2, 2), ("experts", "data"), {}),
@@ -103,8 +104,8 @@ def _means(platform, which, dtype):
 @pytest.mark.parametrize("which", ARRANGEMENTS)
 @pytest.mark.composes(
     "FSDP2",
-    "`fully_shard`: `ep` alone, `efsdp` x `ep`, `ep` of one rank, HSDP, further dimensions, both "
-    "`reshard_after_forward`, parameters on the host: every gradient is the mean over all data ranks",
+    "`fully_shard`: `ep` alone, with and without `efsdp` of one rank, `efsdp` x `ep`, `ep` of one rank, HSDP, further "
+    "dimensions, both `reshard_after_forward`, parameters on the host: every gradient is the mean over all data ranks",
 )
 def test_a_local_mean_needs_no_sum_by_hand(four, which):
     for error, errors in four.run(_means, which, torch.float64):
@@ -144,8 +145,47 @@ def test_the_scale_that_fsdp2_chooses_is_seen_to_be_wrong(four):
     four.run(_wrong_scale)
 
 
-def _accumulated(platform):
-    whole, sharded = _pair(platform, (2, 2), ("efsdp", "ep"))
+NARROW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "kept_out"),
+    [((1, 2), {}, True), ((2, 1), {}, False), ((1, 2), {"mp_policy": NARROW}, False)],
+    ids=["nobody has them too", "shared", "to be cast"],
+)
+def test_experts_that_nobody_shares_are_kept_out_of_fsdp2(two, shape, settings, kept_out):
+    two.run(_kept_out, shape, settings, kept_out)
+
+
+def _kept_out(platform, shape, settings, kept_out):
+    _, sharded = _pair(platform, shape, ("efsdp", "ep"), torch.float32, **settings)
+    for layer in sharded.layers:
+        assert isinstance(layer, FSDPModule)
+        assert isinstance(layer.moe.experts, FSDPModule) != kept_out
+
+
+def _one_part_after_another(platform):
+    """Parts that are sharded by themselves are not divided again where the whole is."""
+    torch.manual_seed(0)
+    whole = Model().double()
+    sharded = copy.deepcopy(whole)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("efsdp", "ep"))
+    for layer in sharded.layers:
+        hep.ExpertParallel().apply(layer.moe.experts, mesh)
+        hep.fully_shard(layer, mesh)
+    hep.fully_shard(sharded, mesh)
+    (sum(_loss(whole, r) for r in range(2)) / 2).backward()
+    _loss(sharded, platform.rank).backward()
+    return _largest_error(whole, sharded)
+
+
+def test_parts_one_after_another(two):
+    for error, errors in two.run(_one_part_after_another):
+        assert error < 1e-12, errors
+
+
+def _accumulated(platform, shape):
+    whole, sharded = _pair(platform, shape, ("efsdp", "ep"))
     for step in range(3):
         (sum(_loss(whole, r, step) for r in range(4)) / 4).backward()
         sharded.set_requires_gradient_sync(step == 2)
@@ -153,15 +193,15 @@ def _accumulated(platform):
     return _largest_error(whole, sharded)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (1, 4)])
 @pytest.mark.composes("FSDP2", "gradient accumulation with `set_requires_gradient_sync`")
-def test_gradient_accumulation(four):
-    for error, errors in four.run(_accumulated):
+def test_gradient_accumulation(four, shape):
+    for error, errors in four.run(_accumulated, shape):
         assert error < 1e-12, errors
 
 
 def _narrow(platform):
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    whole, sharded = _pair(platform, (2, 2), ("efsdp", "ep"), torch.float32, mp_policy=policy)
+    whole, sharded = _pair(platform, (2, 2), ("efsdp", "ep"), torch.float32, mp_policy=NARROW)
     # Where the router's rounding sends tokens elsewhere, nothing can be compared.
     for model in (whole, sharded):
         for layer in model.layers:
@@ -232,7 +272,7 @@ def _refusals(platform):
     for layer in model.layers:
         hep.ExpertParallel().apply(layer.moe.experts, mesh)
     cases = [
-        (mesh["ep"], {}, "no ranks are left to shard the experts"),
+        (mesh["ep"], {"offload_policy": CPUOffloadPolicy()}, "no ranks are left to shard the experts"),
         (mesh, {"blocks": "layer.*"}, r"blocks='layer.\*' matches no part"),
         (mesh, {"replicate": ("dp",)}, "of which replicate="),
         (init_device_mesh("cpu", (2,)), {}, "needs a mesh with named dimensions"),
