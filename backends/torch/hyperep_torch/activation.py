@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hyperep_torch import kernels
 
-__all__ = ["swiglu", "swiglu_backward"]
+__all__ = ["packed_swiglu", "packed_swiglu_backward", "swiglu", "swiglu_backward"]
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -30,3 +30,26 @@ def swiglu_backward(
     grad_hidden.mul_(up)
     torch.ops.aten.silu_backward.grad_input(grad_hidden, gate, grad_input=grad_hidden)
     return hidden, grad_hidden, grad_up
+
+
+def packed_swiglu(both: torch.Tensor) -> torch.Tensor:
+    """:func:`swiglu` of gates and what is gated, side by side: ``[N, 2 H] -> [N, H]``."""
+    gate, up = both.chunk(2, dim=1)
+    if kernels.usable(both):
+        return swiglu(gate.contiguous(), up.contiguous())
+    return swiglu(gate, up)
+
+
+def packed_swiglu_backward(grad_hidden: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden rows once more, and the gradient of *both*; *grad_hidden* is overwritten."""
+    gate, up = both.chunk(2, dim=1)
+    if kernels.usable(both):
+        hidden, *halves = swiglu_backward(grad_hidden, gate.contiguous(), up.contiguous())
+        return hidden, torch.cat(halves, dim=1)
+    grad_both = torch.empty_like(both)
+    grad_gate, grad_up = grad_both.chunk(2, dim=1)
+    hidden = F.silu(gate)
+    torch.mul(hidden, grad_hidden, out=grad_up)
+    hidden.mul_(up)
+    torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
+    return hidden, grad_both

@@ -73,8 +73,7 @@ class _PackedSwiglu(torch.autograd.Function):
         both = rows_product(x, gate_up.transpose(1, 2), runs)  # [N, 2 H]
         ctx.save_for_backward(x, both, gate_up, down, runs.stops)
         ctx.sizes, ctx.native = runs.sizes, native
-        gate, up = (half.contiguous() for half in both.chunk(2, dim=1))
-        return rows_product(activation.swiglu(gate, up), down.transpose(1, 2), runs)
+        return rows_product(activation.packed_swiglu(both), down.transpose(1, 2), runs)
 
     @staticmethod
     @once_differentiable
@@ -82,11 +81,9 @@ class _PackedSwiglu(torch.autograd.Function):
         x, both, gate_up, down, stops = ctx.saved_tensors
         runs, g = Runs(stops, ctx.sizes, ctx.native), aligned(g)
         need_x, need_gate_up, need_down = wanted_gradients(ctx)[:3]
-        gate, up = (half.contiguous() for half in both.chunk(2, dim=1))
-        hidden, *halves = activation.swiglu_backward(rows_product(g, down, runs), gate, up)
+        hidden, grad_both = activation.packed_swiglu_backward(rows_product(g, down, runs), both)  # [N, H], [N, 2 H]
         grad_down = columns_product(g, hidden, runs) if need_down else None
-        del hidden, g, gate, up  # each as large as an input: free for what follows
-        grad_both = torch.cat(halves, dim=1)  # [N, 2 H]
+        del hidden, g  # each as large as an input: free for what follows
         grad_gate_up = columns_product(grad_both, x, runs) if need_gate_up else None
         grad_x = rows_product(grad_both, gate_up, runs) if need_x else None
         return grad_x, grad_gate_up, grad_down, None, None
