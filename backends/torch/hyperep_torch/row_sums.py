@@ -53,14 +53,15 @@ def sum_rows_backward(
     if rows is not None and kernels.usable(rows):
         return kernels.load().sum_rows_backward(g, rows, index, weights)
     token = inverse // index.shape[1]  # [N] the sum that each row goes into
+    each = torch.arange(len(token), dtype=token.dtype)
     grad_rows = grad_weights = None
     if needs_rows:
-        grad_rows = g.index_select(0, token)
-        grad_rows.mul_(weights.reshape(-1, 1).index_select(0, inverse))
+        # Gathered and weighted in one pass: bags of one row each.
+        own = weights.reshape(-1).index_select(0, inverse)
+        grad_rows = F.embedding_bag(token, g, each, mode="sum", per_sample_weights=own)
     if rows is not None:
         # The dot product of each row with its token's cotangent, without a buffer of products: what PyTorch's own
         # backward of embedding_bag calls, here for rows in their own order.
-        each = torch.arange(len(token), dtype=token.dtype)
         dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(g, rows, each, each, token, 0)  # [N]
         grad_weights = weights.new_zeros(weights.numel()).index_copy_(0, inverse.long(), dots).view_as(weights)
     return grad_rows, grad_weights
