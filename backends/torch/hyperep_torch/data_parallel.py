@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard as native_fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from hyperep.platform.selection import adopt_mesh
-from hyperep_torch.opened import divide_gradients, divides_gradients, opens_all
+from hyperep_torch.divided import can_divide, divide_gradients, divides_gradients
 
 __all__ = ["fully_shard"]
 
@@ -187,7 +187,7 @@ def _spread_over(parameter: nn.Parameter, names: Sequence[str]) -> tuple[str, ..
 
 def _nobody_shares(module: nn.Module, ranks: int) -> bool:
     """Whether FSDP2 can do without experts that *ranks* have: what they divide by must reach every gradient."""
-    return ranks == 1 and not isinstance(module, FSDPModule) and opens_all(module)
+    return ranks == 1 and not isinstance(module, FSDPModule) and can_divide(module)
 
 
 def _require_undivided(module: nn.Module) -> None:

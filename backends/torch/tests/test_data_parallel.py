@@ -46,14 +46,14 @@ def _loss(model, rank, step=0, dtype=torch.float64):
     return model(_batch(rank, step, dtype)).float().square().mean()
 
 
-def _pair(platform, shape, names, dtype=torch.float64, **settings):
+def _pair(platform, shape, names, dtype=torch.float64, chunks=1, **settings):
     """The model whole, and the same weights sharded."""
     torch.manual_seed(0)
     whole = Model().to(dtype)
     sharded = copy.deepcopy(whole)
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for layer in sharded.layers:
-        hep.ExpertParallel().apply(layer.moe.experts, mesh)
+        hep.ExpertParallel(chunks=chunks).apply(layer.moe.experts, mesh)
     assert hep.fully_shard(sharded, mesh, blocks="layers.*", **settings) is sharded
     return whole, sharded
 
@@ -71,6 +71,7 @@ def _largest_error(whole, sharded):
 ARRANGEMENTS = {
     "ep 4": ((1, 4), ("efsdp", "ep"), {}),
     "nothing beside ep": ((4,), ("ep",), {}),
+    "in chunks, beside what is shared": ((1, 4), ("efsdp", "ep"), {"chunks": 2}),
     "2 x 2": ((2, 2), ("efsdp", "ep"), {}),
     "ep 1": ((4, 1), ("efsdp", "ep"), {}),
     "other names and order": ((2, 2), ("experts", "data"), {}),
