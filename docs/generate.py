@@ -18,7 +18,9 @@ def parts() -> dict[tuple[str, str], str]:
     """What belongs into each page, by page and name of the part."""
     reports = [Report.load(path) for path in sorted((DOCS / "reports").glob("*.json"))]
     composition = runpy.run_path(str(DOCS / "composition.py"))
+    architectures = runpy.run_path(str(DOCS / "architectures.py"))
     return {
+        ("transformers.md", "architectures"): architectures["as_markdown"](architectures["recorded"]()),
         ("torch.md", "composition"): composition["as_markdown"](composition["rows"]()),
         ("conformance.md", "requirements"): listing(),
         ("platforms.md", "matrix"): as_markdown(reports),

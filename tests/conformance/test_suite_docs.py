@@ -44,7 +44,13 @@ def test_every_section_is_about_something_that_exists():
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [("conformance.md", "requirements"), ("platforms.md", "matrix"), ("torch.md", "composition")]
+    ("page", "name"),
+    [
+        ("conformance.md", "requirements"),
+        ("platforms.md", "matrix"),
+        ("torch.md", "composition"),
+        ("transformers.md", "architectures"),
+    ],
 )
 def test_generated_parts_are_up_to_date(page, name):
     generate = runpy.run_path(str(DOCS / "generate.py"))
@@ -61,7 +67,9 @@ def test_every_report_is_one_of_this_suite(path):
 def test_the_pages_are_not_made_of_reports_that_lack_requirements(tmp_path):
     docs = tmp_path / "docs"
     (docs / "reports").mkdir(parents=True)
-    for name in ("generate.py", "composition.py", "conformance.md", "platforms.md", "torch.md"):
+    for name in ("generate.py", "composition.py", "architectures.py", "architectures.json"):
+        (docs / name).write_text((DOCS / name).read_text())
+    for name in ("conformance.md", "platforms.md", "torch.md", "transformers.md"):
         (docs / name).write_text((DOCS / name).read_text())
     whole = Report.load(DOCS / "reports" / "loopback.json")
     results = tuple(r for r in whole.results if r.id != "HOST-several")

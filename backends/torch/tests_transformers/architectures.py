@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-__all__ = ["ARCHITECTURES", "FEW", "VOCABULARY", "build"]
+__all__ = ["ARCHITECTURES", "FEW", "ONE", "VOCABULARY", "build"]
 
 VOCABULARY = 97
 
@@ -23,7 +23,9 @@ _SMALL: dict[str, Any] = {
     **{"num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2, "top_k": 2},
     **{"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "num_shared_experts": 1, "first_k_dense_replace": 0},
     **{"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "shared_intermediate_size": 24},
-    **{"decoder_sparse_step": 1, "router_aux_loss_coef": 0.1},
+    **{"decoder_sparse_step": 1, "router_aux_loss_coef": 0.1, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
+    # What transformers' FSDP2 makes of tied weights has a test of its own.
+    "tie_word_embeddings": False,
 }
 """What a config has of these is set; every architecture calls things by other names."""
 
@@ -84,6 +86,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 FEW = ("dbrx", "deepseek_v3", "gpt_oss", "jetmoe", "llama4_text", "longcat_flash", "nemotron_h", "qwen3_moe")
 """One of each form of experts, and of weights: see ``hyperep_torch.transformers.forms``."""
+
+
+ONE = ("qwen3_moe",)
+"""For what is the same in all."""
 
 
 def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:

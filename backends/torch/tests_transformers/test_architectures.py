@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stock models with their experts spread over ranks are the same models."""
 
-import pathlib
-import re
-
 import architectures
 import cases
 import hyperep_torch
@@ -15,16 +12,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import hyperep
-
-
-def test_losses_and_gradients(ranks, architecture):
-    ranks.run(cases.losses_and_gradients, architecture)
-
-
-def test_the_page_lists_what_is_tested():
-    page = pathlib.Path(__file__).parents[3].joinpath("docs", "transformers.md").read_text()
-    listed = page[page.index("## Architectures") :].split("\n\n")[2]
-    assert re.findall(r"`(\w+)`", listed) == sorted(architectures.ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

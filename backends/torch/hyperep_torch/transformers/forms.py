@@ -191,7 +191,10 @@ class WithZeros(Form):
         whole = module.gate_up_proj.detach()
         number = module.num_routed_experts
         module.gate_up_proj = nn.Parameter(whole[:number].clone(), module.gate_up_proj.requires_grad)
-        setattr(module, SAVED_AS, {"gate_up_proj": functools.partial(_followed_by, whole[number:].clone().cpu())})
+        rest = whole[number:].clone()
+        setattr(
+            module, SAVED_AS, {"gate_up_proj": functools.partial(_followed_by, rest if rest.is_meta else rest.cpu())}
+        )
         module.has_gate, module.has_bias, module.is_transposed, module.is_concatenated = True, False, False, True
         _replace_forward(module, experts_forward)
 
