@@ -3,92 +3,125 @@
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 benchmarks/huggingface.py
 
-Both are loaded by ``from_pretrained`` with a ``DistributedConfig``, and are FSDP2's over the same ranks. Gradients are
-compared first. Then steps (forward and backward) take turns, so that other work on the machine disturbs both alike;
-what counts is the ratio of the medians. The floor is the same model whose layers of experts do what none can do
-without: raw exchanges of each token once there and back, its gradient too, and dense products of as many rows.
+Transformers' exchange, and hyperep's through the first door, are loaded by ``from_pretrained`` with a
+``DistributedConfig``, and are FSDP2's over the same ranks. Through the second door the same model is under
+``hyperep_torch.fully_shard``, and under DDP, which keeps everything but experts whole and gathers nothing; transformers
+has no such way. Gradients of all are compared first. Then steps (forward and backward) take turns, so that other work
+on the machine disturbs all alike; what counts is the ratio of the medians. A floor, under FSDP2 and under DDP, is the
+same model whose layers of experts do what none can do without: raw exchanges of each token once there and back, its
+gradient too, and dense products of as many rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from hyperep_torch import fully_shard
 from hyperep_torch.host_memory import keep_memory
-from hyperep_torch.transformers import EXPERTS_IMPLEMENTATION
+from hyperep_torch.transformers import EXPERTS_IMPLEMENTATION, expert_parallelize
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, logging
 from transformers.distributed import DistributedConfig
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
-WAYS = {
-    # ep_implementation, experts_implementation
-    "transformers": ("all_to_all", "grouped_mm"),
-    "hyperep": ("hyperep", EXPERTS_IMPLEMENTATION),
-    "floor": ("floor", EXPERTS_IMPLEMENTATION),
-}
-
 
 class Floor(EPImplementation):
-    """Exchanges and products of a layer's sizes, on its own weights; what they are of is meaningless."""
+    """Raw work in place of a layer of experts that transformers has sharded."""
 
     def __init__(self, experts: nn.Module, ep_mesh: DeviceMesh, tp_mesh: DeviceMesh) -> None:
         super().__init__(experts, ep_mesh, tp_mesh)
-        self.experts = experts
+        self.experts, self.raw = experts, Raw(self.num_local_experts, ep_mesh)
+
+    def __call__(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+        """As experts are called."""
+        return self.raw(hidden_states, top_k_index, top_k_weights, self.experts.gate_up_proj, self.experts.down_proj)
+
+
+class FloorExperts(nn.Module):
+    """The same with weights that are this rank's own."""
+
+    def __init__(self, experts: nn.Module, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(experts.gate_up_proj.to_local().detach())
+        self.down_proj = nn.Parameter(experts.down_proj.to_local().detach())
+        self.raw = Raw(self.down_proj.shape[0], mesh)
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+        """As experts are called."""
+        return self.raw(hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj)
+
+
+class Raw:
+    """Exchanges and products of a layer's sizes; what they are of is meaningless."""
+
+    def __init__(self, num_local_experts: int, mesh: DeviceMesh) -> None:
+        self.num_local_experts, self.group, self.ranks = num_local_experts, mesh.get_group(), mesh.size()
         self.sizes: tuple[list[int], list[int]] | None = None
         """Tokens to each rank, and from each."""
 
-    def __call__(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
-        """As experts are called; in every step on the same tokens."""
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        indices: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+    ) -> torch.Tensor:
+        """In every step on the same tokens."""
         if self.sizes is None:
-            self.sizes, rows = self._counted(top_k_index)
-            self.rows = hidden_states.new_ones(rows, hidden_states.shape[1])
-        return _Raw.apply(hidden_states, self.experts.gate_up_proj, self.experts.down_proj, self)
+            self.sizes, rows = self._counted(indices)
+            self.rows = tokens.new_ones(rows, tokens.shape[1])
+        return _Raw.apply(tokens, weights, gate_up, down, self)
 
     def _counted(self, indices: torch.Tensor) -> tuple[tuple[list[int], list[int]], int]:
         """The sizes, and how many rows this rank's experts have."""
         owners = indices // self.num_local_experts
-        ranks = range(self.ep_mesh.size())
-        told = torch.tensor([[(owners == rank).any(1).sum(), (owners == rank).sum()] for rank in ranks])
+        told = torch.tensor([[(owners == rank).any(1).sum(), (owners == rank).sum()] for rank in range(self.ranks)])
         heard = torch.empty_like(told)
-        dist.all_to_all_single(heard, told, group=self.ep_mesh.get_group())
+        dist.all_to_all_single(heard, told, group=self.group)
         return (told[:, 0].tolist(), heard[:, 0].tolist()), int(heard[:, 1].sum())
 
     def there_and_back(self, tokens: torch.Tensor) -> None:
         """Each token to the ranks of its experts, and as much back."""
         sent, received = self.sizes
-        group, width = self.ep_mesh.get_group(), tokens.shape[1]
+        width = tokens.shape[1]
         copies, here = tokens.new_empty(sum(sent), width), tokens.new_empty(sum(received), width)
-        dist.all_to_all_single(here, copies, received, sent, group)
-        dist.all_to_all_single(copies, here, sent, received, group)
+        dist.all_to_all_single(here, copies, received, sent, self.group)
+        dist.all_to_all_single(copies, here, sent, received, self.group)
 
 
 class _Raw(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, floor: Floor) -> Any:
-        floor.there_and_back(tokens)
-        rows = floor.rows
+    def forward(
+        ctx: Any, tokens: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, raw: Raw
+    ) -> torch.Tensor:
+        raw.there_and_back(tokens)
+        rows = raw.rows
         hidden = rows @ gate_up[0].T
         half = hidden[:, : down.shape[2]].contiguous()
         _ = half @ down[0].T
-        ctx.floor = floor
-        ctx.save_for_backward(rows, gate_up, down, hidden, half)
+        ctx.raw = raw
+        ctx.save_for_backward(rows, weights, gate_up, down, hidden, half)
         return tokens.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, gate_up, down, hidden, half = ctx.saved_tensors
-        ctx.floor.there_and_back(gradient)
+        rows, weights, gate_up, down, hidden, half = ctx.saved_tensors
+        ctx.raw.there_and_back(gradient)
         _ = rows @ down[0], rows.T @ half, hidden @ gate_up[0], hidden.T @ rows
-        return gradient, torch.empty_like(gate_up), torch.empty_like(down), None
+        return gradient, torch.zeros_like(weights), torch.empty_like(gate_up), torch.empty_like(down), None
 
 
 EPImplementationInterface.register("floor", Floor)
@@ -108,16 +141,53 @@ def settings() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(directory: str, way: str) -> Any:
-    """The model, sharded by transformers."""
+def inside(directory: str, exchange: str, experts: str) -> nn.Module:
+    """The model through the first door: sharded by transformers."""
     ranks = dist.get_world_size()
-    exchange, experts = WAYS[way]
     return AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
         experts_implementation=experts,
         distributed_config=DistributedConfig(fsdp_size=ranks, ep_size=ranks, ep_implementation=exchange),
     )
+
+
+def spread(whole: nn.Module, mesh: DeviceMesh, gradients: Literal["mean", "sum"], raw: bool = False) -> nn.Module:
+    """The model through the second door."""
+    model = expert_parallelize(copy.deepcopy(whole), mesh, gradients=gradients)
+    for layer in model.model.layers if raw else ():
+        layer.mlp.experts = FloorExperts(layer.mlp.experts, mesh)
+    return model
+
+
+def ways(whole: nn.Module, directory: str) -> dict[str, nn.Module]:
+    """The same model in every way, floors last."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("ep",))
+    blocks = ("model.embed_tokens", "model.layers.*")
+    return {
+        "transformers": inside(directory, "all_to_all", "grouped_mm"),
+        "first_door": inside(directory, "hyperep", EXPERTS_IMPLEMENTATION),
+        "second_door_fsdp": fully_shard(spread(whole, mesh, "sum"), mesh, blocks=blocks),
+        "second_door_ddp": DistributedDataParallel(spread(whole, mesh, "mean")),
+        "floor": inside(directory, "floor", EXPERTS_IMPLEMENTATION),
+        "floor_ddp": DistributedDataParallel(spread(whole, mesh, "mean", raw=True)),
+    }
+
+
+def require_same_gradients(models: dict[str, nn.Module]) -> None:
+    """Of every way but the floors, as transformers has them.
+
+    Raises:
+        SystemExit: some are not.
+    """
+    wanted = [p.grad.full_tensor() for p in models["transformers"].parameters()]
+    for way in ("first_door", "second_door_fsdp", "second_door_ddp"):
+        for (name, parameter), right in zip(models[way].named_parameters(), wanted, strict=True):
+            found = parameter.grad.full_tensor() if isinstance(parameter, DTensor) else parameter.grad
+            if (found - right).abs().max() > 1e-4 * right.abs().max():
+                raise SystemExit(
+                    f"{way}: gradients of {name} differ: {(found - right).abs().max()} of {right.abs().max()}"
+                )
 
 
 def step(model: Any, ids: torch.Tensor) -> float:
@@ -152,24 +222,20 @@ def main() -> None:
         if rank == 0:
             whole.save_pretrained(shared[0])
         dist.barrier()
-        models = {way: load(shared[0], way) for way in WAYS}
+        models = ways(whole, shared[0])
         dist.barrier()
     ids = torch.randint(0, 512, (4, args.tokens // 4), generator=torch.Generator().manual_seed(rank))
     for model in models.values():
         step(model, ids)
-    for (name, a), b in zip(models["hyperep"].named_parameters(), models["transformers"].parameters(), strict=True):
-        found, wanted = a.grad.full_tensor(), b.grad.full_tensor()
-        if (found - wanted).abs().max() > 1e-4 * wanted.abs().max():
-            raise SystemExit(f"gradients of {name} differ: {(found - wanted).abs().max()} of {wanted.abs().max()}")
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    require_same_gradients(models)
+    times: dict[str, list[float]] = {way: [] for way in models}
     for _ in range(args.repetitions):
         for way, model in models.items():
             times[way].append(1e3 * step(model, ids))
     medians = {way: statistics.median(found) for way, found in times.items()}
     figures = {
-        **{f"{way}_ms": round(median, 2) for way, median in medians.items()},
-        "ratio": round(medians["hyperep"] / medians["transformers"], 3),
-        "floor_ratio": round(medians["floor"] / medians["transformers"], 3),
+        "ms": {way: round(median, 2) for way, median in medians.items()},
+        "ratio": {way: round(median / medians["transformers"], 3) for way, median in medians.items()},
         "ranks": dist.get_world_size(),
         "settings": {key: value for key, value in vars(args).items() if key != "json"},
     }
