@@ -41,7 +41,7 @@ LIMITS = (
         door="inside transformers",
     ),
     Limit(
-        "transformers computes no auxiliary loss for them: their routers have biases, or none was published",
+        "transformers computes no auxiliary loss for them",
         "Lacking: transformers computes no auxiliary loss",
         checks=("auxiliary loss",),
         architectures=(
