@@ -61,9 +61,9 @@ def _called(module: nn.Module) -> Iterator[nn.Module]:
 def _divided(
     divisor: int, inner: Callable[..., Any], *inputs: Any, meanwhile: nn.Module | None = None, **kwargs: Any
 ) -> Any:
+    inputs, kwargs = tree_map(functools.partial(_scaled, by=divisor, up=True), (inputs, kwargs))
     if meanwhile is not None:
         kwargs["meanwhile"] = _Undivided(meanwhile, divisor)
-    inputs = tree_map(functools.partial(_scaled, by=divisor, up=True), inputs)
     return tree_map(functools.partial(_scaled, by=divisor, up=False), inner(*inputs, **kwargs))
 
 
