@@ -22,12 +22,9 @@ from torch.distributed.fsdp import fully_shard as native_fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from hyperep.platform.selection import adopt_mesh
-from hyperep_torch.divided import can_divide, divide_gradients, divides_gradients
+from hyperep_torch.opened import divide_gradients, divides_gradients, opens_all
 
 __all__ = ["fully_shard"]
-
-_LEFT_ALONE = "_hyperep_not_shared"
-"""Attribute of a module: FSDP2 has nothing to do with its parameters, and their gradients are divided already."""
 
 
 def fully_shard(
@@ -84,7 +81,6 @@ def fully_shard(
         _require_undivided(module)
     for module in alone:
         divide_gradients(module, data.size)
-        module.__dict__[_LEFT_ALONE] = True
     for module, dimensions in shared:
         _shard_experts(module, meshes[dimensions], data.size, settings)
     left = {parameter for module in alone for parameter in module.parameters()}
@@ -162,8 +158,11 @@ def _matching(pattern: str, parts: dict[str, nn.Module]) -> Iterator[tuple[str, 
 
 
 def _expert_modules(module: nn.Module, data: _DataRanks) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-    """The topmost modules all of whose parameters are spread over the same data ranks, and the names of these."""
-    spread = {_spread_over(parameter, data.names) for parameter in module.parameters()}
+    """The topmost modules all of whose parameters are spread over the same data ranks, and the names of these.
+
+    Not below what is sharded already: whoever did that has seen to the experts in it.
+    """
+    spread = {_spread_over(parameter, data.names) for parameter in _unsharded(module)}
     if spread == {()} or not spread:
         return
     if len(spread) == 1:
@@ -178,6 +177,14 @@ def _expert_modules(module: nn.Module, data: _DataRanks) -> Iterator[tuple[nn.Mo
         yield from _expert_modules(child, data)
 
 
+def _unsharded(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters in *module* that FSDP2 does not know."""
+    if not isinstance(module, FSDPModule):
+        yield from module.parameters(recurse=False)
+        for child in module.children():
+            yield from _unsharded(child)
+
+
 def _spread_over(parameter: nn.Parameter, names: Sequence[str]) -> tuple[str, ...]:
     """The dimensions among *names* over which a parameter is a DTensor already."""
     if not isinstance(parameter, DTensor):
@@ -186,12 +193,12 @@ def _spread_over(parameter: nn.Parameter, names: Sequence[str]) -> tuple[str, ..
 
 
 def _nobody_shares(module: nn.Module, ranks: int) -> bool:
-    """Whether FSDP2 can do without experts that *ranks* have: what they divide by must reach every gradient."""
-    return ranks == 1 and not isinstance(module, FSDPModule) and can_divide(module)
+    """Whether FSDP2 can do without experts that *ranks* have: what they are divided by must reach every gradient."""
+    return ranks == 1 and opens_all(module)
 
 
 def _require_undivided(module: nn.Module) -> None:
-    if divides_gradients(module) and _LEFT_ALONE not in module.__dict__:
+    if divides_gradients(module):
         raise ValueError(
             "fully_shard divides the gradients of experts itself, and expert_parallelize was told to do so too; say "
             "gradients='sum' there"
@@ -199,8 +206,6 @@ def _require_undivided(module: nn.Module) -> None:
 
 
 def _shard_experts(module: nn.Module, mesh: NativeMesh, ranks: int, settings: dict[str, Any]) -> None:
-    if isinstance(module, FSDPModule):
-        return
     shards = mesh.size(mesh.ndim - 1)
     dtypes = {
         settings["mp_policy"].reduce_dtype or settings["mp_policy"].param_dtype or p.dtype for p in module.parameters()

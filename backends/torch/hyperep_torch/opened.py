@@ -24,12 +24,18 @@ from hyperep_torch.local_parts import local_part, local_parts
 __all__ = [
     "OpensItself",
     "call_opened",
+    "divide_gradients",
+    "divides_gradients",
     "mark_shard",
+    "opens_all",
     "own_parts",
 ]
 
 _SHARDS = "_hyperep_shards"
 """Attribute of a module: the names of its own parameters and buffers that hyperep has sharded."""
+
+_DIVISOR = "_hyperep_gradient_divisor"
+"""Attribute of a module: what the gradients of its own DTensors are divided by."""
 
 _OWN = ("_parameters", "_buffers", "_modules")
 """What a stand-in does not share with its module."""
@@ -42,6 +48,28 @@ class OpensItself:
 def mark_shard(module: nn.Module, name: str) -> None:
     """Note that the parameter or buffer *name* of *module* was sharded here, and not by a tool that wants DTensors."""
     module.__dict__[_SHARDS] = (*module.__dict__.get(_SHARDS, ()), name)
+
+
+def divide_gradients(module: nn.Module, divisor: int) -> None:
+    """From now on divide the gradients of the DTensors in *module* by *divisor*.
+
+    It is done where they are opened, and not by hooks, because ``module.to`` makes new parameters of DTensors.
+    """
+    for part in module.modules():
+        part.__dict__[_DIVISOR] = divisor
+
+
+def divides_gradients(module: nn.Module) -> bool:
+    """Whether :func:`divide_gradients` was called on anything in *module*."""
+    return any(_DIVISOR in part.__dict__ for part in module.modules())
+
+
+def opens_all(module: nn.Module) -> bool:
+    """Whether every parameter in *module* is opened here, so that :func:`divide_gradients` reaches it."""
+    return all(
+        isinstance(part, OpensItself) or set(part._parameters) <= set(part.__dict__.get(_SHARDS, ()))
+        for part in module.modules()
+    )
 
 
 def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -57,7 +85,10 @@ def own_parts(module: nn.Module) -> dict[str, torch.Tensor]:
         for name, parameter in distributed.items():
             if parameter.requires_grad and any(map(_is_replicate, parameter.placements)):
                 _require_known_replicas(module, name, parameter, distributed)
-    return {**dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True)), **given}
+    parts = {**dict(zip(distributed, local_parts(tuple(distributed.values())), strict=True)), **given}
+    if (divisor := module.__dict__.get(_DIVISOR)) is not None:
+        parts = {name: _Divided.apply(part, divisor) if part.requires_grad else part for name, part in parts.items()}
+    return parts
 
 
 def call_with_given(
@@ -161,6 +192,17 @@ def _write_back(stand_in: nn.Module, module: nn.Module) -> None:
         original = module._modules.get(name)
         if original is not None and child is not None and child is not original:
             _write_back(child, original)
+
+
+class _Divided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, divisor: int) -> torch.Tensor:
+        ctx.divisor = divisor
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / ctx.divisor, None
 
 
 def _require_known_replicas(module: nn.Module, name: str, parameter: DTensor, siblings: dict[str, DTensor]) -> None:

@@ -53,12 +53,15 @@ def sum_rows_backward(
     if rows is not None and kernels.usable(rows):
         return kernels.load().sum_rows_backward(g, rows, index, weights)
     token = inverse // index.shape[1]  # [N] the sum that each row goes into
-    each = torch.arange(len(token), dtype=token.dtype)
+    each = torch.arange(len(token), dtype=token.dtype, device=token.device)
     grad_rows = grad_weights = None
     if needs_rows:
-        # Gathered and weighted in one pass: bags of one row each.
         own = weights.reshape(-1).index_select(0, inverse)
-        grad_rows = F.embedding_bag(token, g, each, mode="sum", per_sample_weights=own)
+        if g.device.type == "cpu" and g.dtype == own.dtype and g.dtype in (torch.float32, torch.float64):
+            # Gathered and weighted in one pass: bags of one row each.
+            grad_rows = F.embedding_bag(token, g, each, mode="sum", per_sample_weights=own)
+        else:
+            grad_rows = g.index_select(0, token).mul_(own[:, None])
     if rows is not None:
         # The dot product of each row with its token's cotangent, without a buffer of products: what PyTorch's own
         # backward of embedding_bag calls, here for rows in their own order.

@@ -165,23 +165,39 @@ def _kept_out(platform, shape, settings, kept_out):
         assert isinstance(layer.moe.experts, FSDPModule) != kept_out
 
 
-def _one_part_after_another(platform):
-    """Parts that are sharded by themselves are not divided again where the whole is."""
+def _one_part_after_another(platform, shape, names, parts, policies):
+    """Parts that are sharded by themselves are neither divided nor cast again where the whole is."""
     torch.manual_seed(0)
     whole = Model().double()
     sharded = copy.deepcopy(whole)
-    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("efsdp", "ep"))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for layer in sharded.layers:
         hep.ExpertParallel().apply(layer.moe.experts, mesh)
-        hep.fully_shard(layer, mesh)
-    hep.fully_shard(sharded, mesh)
+    for path in parts:
+        hep.fully_shard(sharded.get_submodule(path), mesh)
+    hep.fully_shard(sharded, mesh, mp_policy=policies)
+    hep.fully_shard(sharded, mesh)  # is there already
     (sum(_loss(whole, r) for r in range(2)) / 2).backward()
     _loss(sharded, platform.rank).backward()
     return _largest_error(whole, sharded)
 
 
-def test_parts_one_after_another(two):
-    for error, errors in two.run(_one_part_after_another):
+@pytest.mark.parametrize(
+    "parts", [["layers.0", "layers.1"], ["layers.0.moe.experts"], []], ids=["blocks", "experts", ""]
+)
+@pytest.mark.parametrize(
+    ("shape", "names"), [((1, 2), ("efsdp", "ep")), ((2,), ("ep",)), ((2, 1), ("efsdp", "ep"))], ids=["1x2", "2", "2x1"]
+)
+def test_parts_one_after_another(two, shape, names, parts):
+    for error, errors in two.run(_one_part_after_another, shape, names, parts, None):
+        assert error < 1e-12, errors
+
+
+def test_a_policy_that_comes_later_is_not_the_parts(two):
+    """Parts keep the one that they were sharded with, as under FSDP2."""
+    later = MixedPrecisionPolicy(reduce_dtype=torch.float64)
+    blocks = ["layers.0", "layers.1"]
+    for error, errors in two.run(_one_part_after_another, (1, 2), ("efsdp", "ep"), blocks, later):
         assert error < 1e-12, errors
 
 

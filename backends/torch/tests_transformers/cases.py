@@ -8,6 +8,7 @@ from typing import Any
 
 import hyperep_torch
 import hyperep_torch.transformers as hep
+import peft
 import pytest
 import torch
 import torch.distributed as dist
@@ -86,9 +87,12 @@ def fully_sharded(platform: Any, name: str) -> None:
     pair.backward(batch(platform.rank))
     assert max(pair.gradient_deviation().values()) < TOLERANCE
 
-    divided = hep.expert_parallelize(copy.deepcopy(build(name)), mesh["ep"])
-    with pytest.raises(ValueError, match=r"divides the gradients of experts itself.*gradients='sum'"):
-        hyperep_torch.fully_shard(divided, mesh)
+    # Also where what is called is peft's wrapper around the experts.
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
+    for whole_model in (build(name), peft.get_peft_model(build(name), lora)):
+        divided = hep.expert_parallelize(whole_model, mesh["ep"])
+        with pytest.raises(ValueError, match=r"divides the gradients of experts itself.*gradients='sum'"):
+            hyperep_torch.fully_shard(divided, mesh)
 
 
 def balanced_globally(platform: Any, name: str, padded: bool) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from hyperep.platform.selection import adopt_mesh
 from hyperep.styles.expert import Exchange
 from hyperep_torch.adapters import spread
-from hyperep_torch.divided import divide_gradients
+from hyperep_torch.opened import divide_gradients
 from hyperep_torch.styles import ExpertParallel
 from hyperep_torch.transformers.find import StockExperts, find_experts
 from hyperep_torch.transformers.forms import Declared
@@ -79,7 +79,7 @@ def expert_parallelize(
     for experts in found:
         _spread(experts, experts.form.style(exchange, levels), mesh, ranks, experts_implementation)
         if gradients == "mean":
-            divide_gradients(experts.module, ranks)
+            divide_gradients(experts.wrappers[0] if experts.wrappers else experts.module, ranks)
     _hide_from_ddp(model, found)
     return model
 
