@@ -35,15 +35,15 @@ def swiglu_backward(
 def packed_swiglu(both: torch.Tensor) -> torch.Tensor:
     """:func:`swiglu` of gates and what is gated, side by side: ``[N, 2 H] -> [N, H]``."""
     gate, up = both.chunk(2, dim=1)
-    if kernels.usable(both):
-        return swiglu(gate.contiguous(), up.contiguous())
-    return swiglu(gate, up)
+    if _lies_well(both):
+        return swiglu(gate, up)
+    return swiglu(gate.contiguous(), up.contiguous())
 
 
 def packed_swiglu_backward(grad_hidden: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden rows once more, and the gradient of *both*; *grad_hidden* is overwritten."""
     gate, up = both.chunk(2, dim=1)
-    if kernels.usable(both):
+    if not _lies_well(both):
         hidden, *halves = swiglu_backward(grad_hidden, gate.contiguous(), up.contiguous())
         return hidden, torch.cat(halves, dim=1)
     grad_both = torch.empty_like(both)
@@ -53,3 +53,8 @@ def packed_swiglu_backward(grad_hidden: torch.Tensor, both: torch.Tensor) -> tup
     hidden.mul_(up)
     torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
     return hidden, grad_both
+
+
+def _lies_well(both: torch.Tensor) -> bool:
+    """Whether halves are read and written where they lie: by a processor's passes, not by kernels of a device."""
+    return both.device.type == "cpu" and not kernels.usable(both)

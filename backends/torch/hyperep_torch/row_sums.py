@@ -19,8 +19,13 @@ def can_fuse(x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None)
     """Whether the functions here take these. On the CPU no narrow dtypes: sums would be taken in them."""
     if not index.shape[1]:
         return False
+    return kernels.usable(x) or _in_bags(x, weights)
+
+
+def _in_bags(x: torch.Tensor, weights: torch.Tensor | None) -> bool:
+    """Whether ``embedding_bag`` of the CPU takes rows and weights, and adds up in no narrower dtype than theirs."""
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return kernels.usable(x) or (on_cpu and (weights is None or weights.dtype == x.dtype))
+    return on_cpu and (weights is None or weights.dtype == x.dtype)
 
 
 def sum_rows(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
@@ -57,7 +62,7 @@ def sum_rows_backward(
     grad_rows = grad_weights = None
     if needs_rows:
         own = weights.reshape(-1).index_select(0, inverse)
-        if g.device.type == "cpu" and g.dtype == own.dtype and g.dtype in (torch.float32, torch.float64):
+        if _in_bags(g, own):
             # Gathered and weighted in one pass: bags of one row each.
             grad_rows = F.embedding_bag(token, g, each, mode="sum", per_sample_weights=own)
         else:
