@@ -11,10 +11,19 @@ import hyperep_torch.transformers as hep
 import peft
 import pytest
 import torch
-import torch.distributed as dist
 from architectures import VOCABULARY, build
 from checks import trainer
-from doors import Pair, averaged, batch, ep_mesh, in_files, relative, whole
+from doors import (
+    Pair,
+    average_gradients,
+    averaged,
+    batch,
+    ep_mesh,
+    in_files,
+    inside_transformers,
+    relative,
+    whole,
+)
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -38,9 +47,7 @@ def step(platform: Any, model: nn.Module, optimizer: torch.optim.Optimizer, seed
     """One step on this rank's batch; replicated gradients are averaged by hand."""
     ids = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(10 * seed + platform.rank % 2))
     model(input_ids=ids, labels=ids).loss.backward()
-    for parameter in model.parameters():
-        if parameter.grad is not None and not isinstance(parameter, DTensor):
-            parameter.grad.copy_(averaged(parameter.grad))
+    average_gradients(model)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -150,12 +157,8 @@ def tied(platform: Any, name: str, directory: str) -> dict[str, list[float]]:
     reference = build(name, tie_word_embeddings=True)
     in_files(reference, directory)
     models = {"any model": hep.expert_parallelize(copy.deepcopy(reference), ep_mesh())}
-    ranks = platform.world_size
     for exchange in ("hyperep", "all_to_all"):
-        config = DistributedConfig(fsdp_size=ranks, ep_size=ranks, ep_implementation=exchange)
-        models[exchange] = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", distributed_config=config
-        ).eval()
+        models[exchange] = inside_transformers(directory, exchange, experts=None)
     found: dict[str, list[float]] = {}
     for who, model in models.items():
         pair = Pair(model, copy.deepcopy(reference), "any model" if who == "any model" else "inside transformers", None)
@@ -186,14 +189,7 @@ def shared_batch(platform: Any, name: str, directory: str) -> None:
     """The first door where tensor parallelism splits the rest: all ranks have one batch, and each sends its part."""
     reference = build(name)
     in_files(reference, directory)
-    ranks = platform.world_size
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation=hep.EXPERTS_IMPLEMENTATION,
-        distributed_config=DistributedConfig(tp_size=ranks, ep_size=ranks, ep_implementation="hyperep"),
-    ).eval()
+    model = inside_transformers(directory, beside="tp_size")
     ids = batch(0, tokens=11)  # 22 tokens, of which no rank's part is a whole sequence
     out, expected = model(input_ids=ids, labels=ids), reference(input_ids=ids, labels=ids)
     assert relative(whole(out.logits), expected.logits) < TOLERANCE
@@ -210,9 +206,7 @@ def shared_batch(platform: Any, name: str, directory: str) -> None:
 def graph_breaks(platform: Any, directory: str) -> tuple[int, int, int]:
     """Of a Mixtral of two layers: transformers' own exchange, hyperep's in its place, and ``expert_parallelize``."""
     whole_model = build("mixtral")
-    if platform.rank == 0:
-        whole_model.save_pretrained(directory)
-    dist.barrier()
+    in_files(whole_model, directory)
     ranks = platform.world_size
     models = [
         AutoModelForCausalLM.from_pretrained(

@@ -320,8 +320,7 @@ def _adapted(
         assert not model.load_state_dict(given, strict=False).unexpected_keys
     pair = Pair(model, reference, "any model", fault)  # nobody else averages the adapters' gradients
     out, expected = pair.backward(batch(platform.rank))
-    names = dict(reference.named_parameters())
-    wanted = {key: p.grad for key, p in names.items()}
+    wanted = {key: p.grad for key, p in reference.named_parameters()}
     worst, compared = largest(saved_gradients(model), wanted, wanted)
     assert all("lora_" in key for key in compared)
     if door == "any model":

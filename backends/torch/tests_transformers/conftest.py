@@ -48,12 +48,12 @@ class Matrix:
 
 
 @pytest.fixture(scope="session")
-def matrix(pytestconfig: pytest.Config) -> Iterator[Matrix]:
+def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
     """Written at the end, if everything held that was asked for."""
     found = Matrix()
     yield found
-    path = pytestconfig.getoption("write_matrix")
-    if path is not None:
+    path = request.config.getoption("write_matrix")
+    if path is not None and not request.session.testsfailed:
         found.write(path)
 
 

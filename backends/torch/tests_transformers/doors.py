@@ -49,6 +49,13 @@ def averaged(tensor: torch.Tensor) -> torch.Tensor:
     return total / dist.get_world_size()
 
 
+def average_gradients(model: nn.Module) -> None:
+    """As a user does by hand who has neither DDP nor FSDP2 around a model."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            parameter.grad = averaged(parameter.grad)
+
+
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     """The largest deviation, relative to the largest entry; infinite where anything is NaN or nothing to compare."""
     assert value.shape == reference.shape, (value.shape, reference.shape)
@@ -83,16 +90,10 @@ class Pair:
             each.zero_grad()
             outputs.append(each(input_ids=ids, labels=ids, **inputs))
             outputs[-1].loss.backward()
-        self.average(self.reference)
+        average_gradients(self.reference)
         if self.door == "any model" and self.fault != "reduction left out":
-            self.average(self.model)
+            average_gradients(self.model)
         return outputs[0], outputs[1]
-
-    def average(self, model: nn.Module) -> None:
-        """As a user does by hand who has neither DDP nor FSDP2 around a model."""
-        for parameter in model.parameters():
-            if parameter.grad is not None and not isinstance(parameter, DTensor):
-                parameter.grad = averaged(parameter.grad)
 
     def step(self, ids: torch.Tensor) -> None:
         """One step of both, by gradients."""
@@ -164,9 +165,9 @@ def in_files(reference: nn.Module, directory: str) -> None:
     dist.barrier()
 
 
-def opened(name: str, door: Door, directory: str, fault: Fault | None = None, **changes: Any) -> Pair:
+def opened(name: str, door: Door, directory: str, fault: Fault | None = None) -> Pair:
     """The architecture *name*, through *door*."""
-    reference = build(name, **changes)
+    reference = build(name)
     reference.config._experts_implementation = "eager"
     if door == "any model":
         model = hep.expert_parallelize(copy.deepcopy(reference), ep_mesh())
@@ -176,13 +177,18 @@ def opened(name: str, door: Door, directory: str, fault: Fault | None = None, **
     return Pair(model, reference, door, fault)
 
 
-def inside_transformers(directory: str) -> nn.Module:
-    """As transformers loads and shards it, with hyperep's exchange."""
+def inside_transformers(
+    directory: str,
+    exchange: str = "hyperep",
+    experts: str | None = hep.EXPERTS_IMPLEMENTATION,
+    beside: Literal["fsdp_size", "tp_size"] = "fsdp_size",
+) -> nn.Module:
+    """As transformers loads it and shards the rest over the same ranks, with the *exchange* and *experts* of a name."""
     ranks = dist.get_world_size()
     return AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
         attn_implementation="eager",
-        experts_implementation=hep.EXPERTS_IMPLEMENTATION,
-        distributed_config=DistributedConfig(fsdp_size=ranks, ep_size=ranks, ep_implementation="hyperep"),
+        experts_implementation=experts,
+        distributed_config=DistributedConfig(**{beside: ranks}, ep_size=ranks, ep_implementation=exchange),
     ).eval()
